@@ -1,0 +1,83 @@
+"""Notebooks: the script runs at toy size, and the .ipynb is made from it."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+COLABS = Path(__file__).parents[2] / "colabs"
+SCRIPTS = sorted(COLABS.glob("*.py"))
+by_name = pytest.mark.parametrize("script", SCRIPTS, ids=lambda p: p.stem)
+
+
+def toy_environment() -> dict[str, str]:
+  here = os.pathsep.join([str(COLABS.parent), *filter(None, sys.path)])
+  return {**os.environ, "VITSCALE_TOY": "1", "PYTHONPATH": here}
+
+
+def test_every_notebook_has_a_script():
+  assert SCRIPTS
+  names = {p.stem for p in SCRIPTS}
+  assert {p.stem for p in COLABS.glob("*.ipynb")} == names
+
+
+@by_name
+def test_script_runs(script, tmp_path):
+  pytest.importorskip("IPython", reason="needs the extra [notebooks]")
+  process = subprocess.run(
+    [sys.executable, str(script)],
+    capture_output=True, text=True, timeout=900, cwd=tmp_path,
+    env=toy_environment(),
+  )  # fmt: skip
+  assert process.returncode == 0, process.stderr[-3000:]
+  assert "L0 = " in process.stdout and "forecast for p" in process.stdout
+  assert not list(tmp_path.iterdir())  # it leaves the user's folder alone
+
+
+@by_name
+def test_notebook_is_made_from_the_script(script):
+  jupytext = pytest.importorskip("jupytext", reason="extra [notebooks]")
+  made = jupytext.read(script)
+  kept = jupytext.read(script.with_suffix(".ipynb"))
+  cells = lambda book: [(c.cell_type, c.source) for c in book.cells]
+  assert cells(made) == cells(kept), "run `make colabs`"
+  assert all(not c.get("outputs") for c in kept.cells)
+
+
+@by_name
+def test_title_links_to_this_notebook(script):
+  text = script.read_text()
+  link = f"/blob/main/colabs/{script.stem}.ipynb"
+  assert link in text and "[![Open in Colab]" in text
+  assert "git+https://" in text
+
+
+@pytest.mark.slow
+@by_name
+def test_notebook_runs(script, tmp_path):
+  for package in ("nbconvert", "ipykernel", "nbformat"):
+    if importlib.util.find_spec(package) is None:
+      pytest.skip(f"{package} is not installed (extra [notebooks])")
+  book = script.with_suffix(".ipynb")
+  process = subprocess.run(
+    [
+      sys.executable, "-m", "nbconvert", "--execute", "--to", "notebook",
+      "--output-dir", str(tmp_path), str(book),
+    ],
+    capture_output=True, text=True, timeout=900, cwd=tmp_path,
+    env=toy_environment(),
+  )  # fmt: skip
+  assert process.returncode == 0, process.stderr[-3000:]
+  import nbformat
+
+  done = nbformat.read(tmp_path / book.name, as_version=4)
+  shown = [
+    kind
+    for cell in done.cells
+    for output in cell.get("outputs", ())
+    for kind in output.get("data", ())
+  ]
+  assert shown.count("image/png") == 2  # the images and the figure

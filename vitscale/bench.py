@@ -1,0 +1,354 @@
+"""What a config builds before any array exists: shapes first.
+
+`build(config)` reads every key of a config and returns a `Bench`: data, model,
+task, optimizers, abstract state with shardings, facts (parameters, FLOPs) and
+the step functions. `train.py` loops over it, `workdir.py` restores from it,
+nothing here touches a workdir.
+"""
+
+import dataclasses
+import functools
+import importlib
+import inspect
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vitscale import step as step_lib
+from vitscale.core import accounting, axes, compiler, draws, optim, sharding
+from vitscale.core import config as config_lib
+from vitscale.core.errors import UserError, nearest
+from vitscale.data import pipeline, sources, transforms
+
+
+@dataclasses.dataclass
+class Eval:
+  """One held-out evaluation of a config: `evals.NAME`."""
+
+  every: int  # steps between passes; the last step always runs it
+  run: Callable[[step_lib.State], dict[str, float]]
+
+
+@dataclasses.dataclass
+class Bench:
+  """Everything a config decides, without arrays."""
+
+  config: Mapping[str, Any]
+  model: nn.Module
+  task: Any
+  source: Any
+  batches: Callable[[int], Iterator[dict[str, np.ndarray]]]  # from data step
+  draws: tuple[draws.Draw, ...]
+  mesh: jax.sharding.Mesh
+  rules: Any
+  init: Callable[[int], step_lib.State]  # seed -> state, sharded
+  abstract: step_lib.State  # ShapeDtypeStructs with shardings
+  step: Callable[
+    ..., step_lib.State
+  ]  # (state, batch, seed, lrs, draw) -> state
+  evals: dict[str, Eval]
+  batch_size: int
+  total_steps: int
+  log_steps: int
+  checkpoint_steps: int
+  facts: dict[str, Any]  # run.json: params, FLOPs, tokens, fingerprints
+
+
+def build(config: Mapping[str, Any]) -> Bench:
+  """Builds everything from a config; every key must be read by somebody.
+
+  Raises:
+    UserError: unknown names, unread keys, shapes that don't fit.
+  """
+  read = config_lib.Reader(config)
+  batch_size, seed = read["batch_size"], read["seed"]
+  if type(batch_size) is not int or batch_size < 1:
+    raise UserError(f"batch_size={batch_size!r}: should be 1 or more")
+  if type(seed) is not int or not 0 <= seed < 2**32:
+    raise UserError(f"seed={seed!r}: should be an integer in [0, 2^32)")
+  mesh = sharding.make_mesh(read.group("mesh").kwargs() or None)
+  rules = sharding.RULES.override(**read.group("rules").kwargs())
+  source, batches, batch = _train_data(read, batch_size, mesh, rules)
+
+  # Model and task, as shapes.
+  task_module = _module("tasks", read["task"]["name"])
+  task = task_module.make(read["task"], source)
+  model, reference = _model(read["model"], source)
+  chosen = draws.make(read.group("draws"))
+  _check_draws(chosen, model)
+  boxed = jax.eval_shape(
+    lambda key: task.init(model, key, _zeros(batch)), jax.random.key(0)
+  )
+  names = axes.names_of(boxed)
+  abstract = axes.unbox(boxed)
+
+  # Facts: parameters, FLOPs, durations.
+  facts = _facts(task, reference, source, batch, batch_size, abstract, names)
+  total_steps = config_lib.steps(
+    read,
+    "total",
+    batch_size=batch_size,
+    epoch_examples=len(source),
+    flops_per_example=facts["flops_per_example"],
+  )
+  every = functools.partial(
+    _every,
+    batch_size=batch_size,
+    epoch_examples=len(source),
+    total_steps=total_steps,
+  )
+  log, checkpoint = read.group("log"), read.group("checkpoint")
+  log_steps = every(log, "log", default=min(100, total_steps))
+  checkpoint_steps = every(checkpoint, "checkpoint", default=total_steps)
+  for group, keys in ((log, ("tensorboard", "wandb")), (checkpoint, ("keep",))):
+    for key in keys:  # train.py's, counted as read
+      group.get(key)
+
+  # Optimizers, one per player.
+  players = {}
+  for player, own, own_names in step_lib.owned(task, abstract, names):
+    players[player.name] = optim.make(
+      read[player.optim].kwargs(), own, own_names, total_steps=total_steps
+    )
+  ema, accumulate = read.get("ema", 0.0), read.get("accumulate", 1)
+  if not 0 <= ema < 1:
+    raise UserError(f"ema={ema}: should be in [0, 1), 0 for none")
+  if type(accumulate) is not int or accumulate < 1 or batch_size % accumulate:
+    raise UserError(f"accumulate={accumulate} doesn't divide {batch_size=}")
+  window = step_lib.window(task, model, batch, abstract, chosen)
+
+  # Evaluations; after them every key has been read.
+  evals = _evals(read, task, model, source, mesh, rules, every, batch_size, ema)
+  read.get("name"), read.group("law_variables").kwargs()
+  read.assert_all_read()
+
+  init = step_lib.initializer(task, model, players, _zeros(batch), ema, window)
+  step = step_lib.stepper(task, model, players, ema, accumulate)
+  shapes = jax.eval_shape(init, jnp.uint32(0))
+  placed = sharding.follow(
+    shapes,
+    sharding.param_shardings(names["params"], shapes["params"], mesh, rules),
+    mesh,
+  )
+
+  def within(fn):  # every trace happens inside the mesh and its rules
+    @functools.wraps(fn)
+    def call(*args, **kwargs):
+      with sharding.use(mesh, rules):
+        return fn(*args, **kwargs)
+
+    return call
+
+  return Bench(
+    config=config,
+    model=model,
+    task=task,
+    source=source,
+    batches=batches,
+    draws=chosen,
+    mesh=mesh,
+    rules=rules,
+    init=within(jax.jit(init, out_shardings=placed)),
+    abstract=jax.tree.map(
+      lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+      shapes,
+      placed,
+    ),
+    step=within(
+      jax.jit(
+        step,
+        static_argnames="draw",
+        donate_argnums=0,
+        out_shardings=placed,
+        compiler_options=compiler.options(mesh.devices.flat[0].platform),
+      )
+    ),
+    evals=evals,
+    batch_size=batch_size,
+    total_steps=total_steps,
+    log_steps=log_steps,
+    checkpoint_steps=checkpoint_steps,
+    facts=facts,
+  )
+
+
+# -------------------------------------------------------------------- pieces
+
+
+def _module(kind: str, name: str) -> Any:
+  """vitscale.KIND.NAME, or any importable module when NAME has a dot."""
+  path = name if "." in name else f"vitscale.{kind}.{name}"
+  try:
+    return importlib.import_module(path)
+  except ModuleNotFoundError as error:
+    if error.name and not path.startswith(error.name):
+      raise
+    package = importlib.import_module(f"vitscale.{kind}")
+    import pkgutil
+
+    known = [m.name for m in pkgutil.iter_modules(package.__path__)]
+    raise UserError(f"no {kind[:-1]} {name!r}{nearest(name, known)}") from None
+
+
+def _train_data(read, batch_size, mesh, rules):
+  data, train = read["data"], read["train"]
+  source = sources.make(
+    data["source"],
+    split=train.get("split", "train"),
+    **data.kwargs("source"),
+  )
+  transform = transforms.parse(train.get("transform", ""))
+  workers = read.get("workers", 0)
+  block, blocks = sharding.data_block(mesh, rules)
+
+  def batches(start: int, seed: int) -> Iterator[dict[str, np.ndarray]]:
+    return pipeline.train_batches(
+      source,
+      batch_size=batch_size,
+      seed=seed,
+      transform=transform,
+      start=start,
+      workers=workers,
+      process_index=block,
+      process_count=blocks,
+    )
+
+  first = pipeline.train_batches(
+    source, batch_size=min(batch_size, 2), seed=0, transform=transform
+  )
+  sample = next(first)
+  first.close()
+  batch = {
+    name: jax.ShapeDtypeStruct((batch_size, *x.shape[1:]), x.dtype)
+    for name, x in sample.items()
+  }
+  return source, batches, batch
+
+
+def _every(group, name: str, **options) -> int:
+  """Steps between two events of a group's `every_*`, at least one."""
+  steps = config_lib.steps(group, "every", **options)
+  if not steps:
+    raise UserError(f"{name}.every_* is 0: should be 1 step or more")
+  return steps
+
+
+def _zeros(batch) -> dict[str, jax.Array]:
+  """An example of the batch's shapes, for init."""
+  return {k: jnp.zeros((1, *x.shape[1:]), x.dtype) for k, x in batch.items()}
+
+
+def _model(config, source) -> tuple[nn.Module, nn.Module]:
+  """The config's model, and its twin that accounting counts."""
+  family = _module("models", config["family"])
+  kwargs = config.kwargs("family", "variant")
+  if config.get("variant"):
+    kwargs = {**family.variant(config["variant"]), **kwargs}
+  kwargs.setdefault("num_classes", source.classes)
+  for name in ("width", "depth", "mlp_dim", "num_heads"):
+    size = kwargs.get(name, 1)
+    if type(size) is not int or size < 1:
+      raise UserError(f"model.{name}={size!r}: should be 1 or more")
+  known = [f.name for f in dataclasses.fields(family.Model)]
+  for name in kwargs:
+    if name not in known or name in ("parent", "name"):
+      raise UserError(
+        f"unknown config key 'model.{name}'{nearest(name, known)}"
+      )
+  model = family.Model(**kwargs)
+  plain = {"attention": "reference", "remat": None}
+  twin = {k: v for k, v in plain.items() if k in known}
+  return model, model.clone(**twin)
+
+
+def _check_draws(chosen, model) -> None:
+  known = list(inspect.signature(model.__call__).parameters)
+  for draw in chosen:
+    if draw.name not in known:
+      raise UserError(
+        f"draws.{draw.name}: {type(model).__module__} takes no such argument"
+        f"{nearest(draw.name, known)}"
+      )
+
+
+def _facts(task, model, source, batch, batch_size, abstract, names):
+  """What run.json says before the first step."""
+  examples = min(batch_size, 2)
+  small = {
+    k: jax.ShapeDtypeStruct((examples, *x.shape[1:]), x.dtype)
+    for k, x in batch.items()
+  }
+  rest = {k: v for k, v in abstract.items() if k != "params"}
+
+  def loss(params, rest, batch):
+    key, total = jax.random.key(0), 0.0
+    for player in task.players:
+      total += getattr(task, player.loss)(
+        model,
+        {**rest, "params": params},
+        batch,
+        {"dropout": key, "mix": key},
+        {},
+      )[0]
+    return total
+
+  train = accounting.train_flops(loss, abstract["params"], rest, small)
+  _, out = jax.eval_shape(
+    lambda v, b: model.apply(v, task.normalise(b["image"])), abstract, small
+  )
+  features = out["features"][-1][0]
+  params = accounting.params_by_role(abstract["params"], names["params"])
+  total = sum(math.prod(x.shape) for x in jax.tree.leaves(abstract["params"]))
+  return {
+    "params": total,
+    "params_non_embedding": params["non_embedding"],
+    "params_by_role": params["roles"],
+    "flops_per_example": train.matmul / examples,
+    "elementwise_flops_per_example": train.elementwise / examples,
+    "tokens_per_example": math.prod(features.shape[1:-1]),
+    "train_examples": len(source),
+    "data_fingerprint": source.fingerprint,
+  }
+
+
+def _evals(read, task, model, source, mesh, rules, every, batch_size, ema):
+  """`evals.NAME = {name, split, every_*, batch_size, transform}`."""
+  evals, data = {}, read["data"]
+  block, blocks = sharding.data_block(mesh, rules)
+  for label, group in read.group("evals").items():
+    module = _module("evals", group.get("name", "classify"))
+    held_out = sources.make(
+      data["source"],
+      split=group["split"],
+      **{**data.kwargs("source"), **group.group("data").kwargs()},
+    )
+    if held_out.classes != source.classes:
+      raise UserError(
+        f"evals.{label}: {held_out.classes} classes, training has"
+        f" {source.classes}"
+      )
+    batches = functools.partial(
+      pipeline.eval_batches,
+      held_out,
+      batch_size=group.get("batch_size", batch_size),
+      transform=transforms.parse(group.get("transform", "")),
+      process_index=block,
+      process_count=blocks,
+    )
+    sums = jax.jit(module.make(task, model))
+
+    def run(state, module=module, batches=batches, sums=sums):
+      params = state["ema"] if ema else state["params"]
+      variables = {"params": params, **state["mutable"]}
+      with sharding.use(mesh, rules):
+        placed = (sharding.shard_batch(b, mesh, rules) for b in batches())
+        return module.evaluate(sums, variables, placed)
+
+    interval = every(group, f"evals.{label}", default=1 << 60)
+    evals[label] = Eval(interval, run)
+  return evals

@@ -1,0 +1,24 @@
+"""Options of XLA that a training step is compiled with."""
+
+import functools
+
+import jax
+
+# XLA's CPU back end hands products and sums to a library (YNNPACK) that is
+# slower than its own kernels at a ViT's shapes: experiments/speed.
+CPU = {"xla_cpu_experimental_ynn_fusion_type": ""}
+
+
+@functools.cache
+def options(platform: str) -> dict[str, str]:
+  """For `jax.jit(compiler_options=)` on "cpu" | "gpu" | "tpu".
+
+  A version of jaxlib that doesn't know an option goes without it.
+  """
+  if platform != "cpu":
+    return {}
+  try:
+    jax.jit(lambda: 0, compiler_options=CPU).lower().compile()
+  except jax.errors.JaxRuntimeError:
+    return {}
+  return CPU

@@ -1,0 +1,29 @@
+"""One process per folder: an advisory lock that ends with the process."""
+
+import fcntl
+from pathlib import Path
+from typing import IO
+
+from vitscale.core.errors import UserError
+
+
+def hold(folder: Path, what: str) -> IO[str]:
+  """Locks `folder/.lock`; closing the returned file lets go.
+
+  Args:
+    folder: an existing folder.
+    what: names the other holder in the error ("a study", "a run").
+
+  Raises:
+    UserError: another process holds it, or the folder isn't writable.
+  """
+  try:
+    file = open(folder / ".lock", "w")  # noqa: SIM115 (held by the caller)
+  except OSError as error:
+    raise UserError(f"can't write {folder}: {error.strerror}") from error
+  try:
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except OSError as error:
+    file.close()
+    raise UserError(f"another process is running {what} in {folder}") from error
+  return file

@@ -1,0 +1,345 @@
+"""Where arrays live: a device mesh, and one table from axis names to it.
+
+    mesh = make_mesh({"fsdp": -1, "tensor": 2})
+    with use(mesh):
+      shardings = param_shardings(names, abstract, mesh)
+      ...                     # inside the model: constrain(x, "batch", ...)
+
+Models never see a mesh: they name the axes of activations (`constrain`), as
+parameters name theirs. Every mistake is an error before anything compiles; a
+silently replicated parameter is the classic failure this file exists to stop.
+"""
+
+import contextlib
+import contextvars
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from vitscale.core import axes as axes_lib
+from vitscale.core import tree as tree_lib
+from vitscale.core.axes import AxisError
+from vitscale.core.errors import UserError, nearest
+from vitscale.core.mesh import MESH_AXES as MESH_AXES
+from vitscale.core.mesh import (
+  RULES,
+  Rules,
+  axis_entry,
+  axis_tuple,
+  check_mesh,
+)
+from vitscale.core.mesh import make_mesh as make_mesh
+
+# Parameters below this many entries stay replicated: a split bias saves
+# nothing and costs a collective of its own.
+SMALL = 2**14
+
+
+@dataclasses.dataclass
+class Scope:
+  """What `use` put in force; `constraints` counts those traced under it."""
+
+  mesh: Mesh | None
+  rules: Rules
+  constraints: int = 0
+
+
+_scope: contextvars.ContextVar[Scope | None] = contextvars.ContextVar(
+  "vitscale_sharding", default=None
+)
+
+
+@contextlib.contextmanager
+def use(mesh: Mesh | None, rules: Rules = RULES) -> Iterator[Scope]:
+  """Enters a mesh; `constrain` acts inside, also within `jit`.
+
+  `use(None)` switches constraints off, for tracing `init` with one example.
+  The rules are not part of jit's cache key: one function, one set of rules.
+
+  Raises:
+    UserError: a mesh axis is not Auto, or a rule names an absent mesh axis.
+  """
+  scope = Scope(mesh, rules)
+  with contextlib.ExitStack() as stack:
+    if mesh is not None:
+      check_mesh(mesh, rules)
+      stack.enter_context(jax.set_mesh(mesh))
+    token = _scope.set(scope)
+    stack.callback(_scope.reset, token)
+    yield scope
+
+
+def current() -> Scope | None:
+  """The innermost `use`, or None."""
+  return _scope.get()
+
+
+def ways(name: str) -> int:
+  """Into how many pieces an activation axis is split here (1: it is not)."""
+  scope = _scope.get()
+  if scope is None or scope.mesh is None:
+    return 1
+  axes_lib.check_name(name)
+  axes = axis_tuple(scope.rules.activations.get(axes_lib.role(name)))
+  return math.prod(scope.mesh.shape[axis] for axis in axes)
+
+
+# -------------------------------------------------------------- activations
+
+
+def constrain(x: jax.Array, *names: str | None) -> jax.Array:
+  """Places an activation by its axis names; identity outside `use(mesh)`.
+
+  Args:
+    x: an array of rank `len(names)`.
+    *names: one axis name per dimension; a name without a rule is kept whole,
+      None leaves the choice to the compiler.
+
+  Raises:
+    AxisError: unknown name, wrong number of names, one mesh axis for two
+      dimensions, or a dimension that does not divide. A dimension of size 1
+      (one example at init, a broadcast) stays whole.
+  """
+  for name in names:
+    if name is not None:
+      axes_lib.check_name(name)
+  if len(names) != x.ndim:
+    raise AxisError(f"{len(names)} axis names {names} for shape {x.shape}")
+  scope = _scope.get()
+  if scope is None or scope.mesh is None:
+    return x
+  # Inside a shard_map some mesh axes are manual: they are placed already.
+  context = jax.sharding.get_abstract_mesh()
+  free = {
+    axis
+    for axis, kind in zip(context.axis_names, context.axis_types)
+    if kind == AxisType.Auto
+  }
+  if not free:
+    return x
+  spec, used = [], {}
+  for name, size in zip(names, x.shape):
+    if name is None:
+      spec.append(PartitionSpec.UNCONSTRAINED)
+      continue
+    rule = scope.rules.activations.get(axes_lib.role(name))
+    axes = tuple(a for a in axis_tuple(rule) if a in free) if size > 1 else ()
+    for axis in axes:
+      if axis in used:
+        raise AxisError(
+          f"activation {names}: {used[axis]!r} and {name!r} both ask for"
+          f" mesh axis {axis!r}"
+        )
+      used[axis] = name
+    count = math.prod(scope.mesh.shape[axis] for axis in axes)
+    if size % count:
+      raise AxisError(
+        f"activation {names} of shape {x.shape}: {name!r} = {size} does not"
+        f" divide by {_text(axes)} = {count}; nearest {_nearby(size, count)}"
+      )
+    spec.append(axis_entry(axes))
+  scope.constraints += 1
+  return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
+
+
+# --------------------------------------------------------------- parameters
+
+
+def param_shardings(
+  names: Any,
+  abstract: Any,
+  mesh: Mesh,
+  rules: Rules = RULES,
+  *,
+  small: int = SMALL,
+) -> Any:
+  """One NamedSharding per parameter, from the axis names alone.
+
+  Args:
+    names: tree of `Axes` (`axes.names_of`).
+    abstract: the same tree of shapes (`axes.unbox` of an eval_shape).
+    mesh: the mesh.
+    rules: role -> mesh axes.
+    small: parameters with fewer entries are replicated.
+
+  Two scopes of one role (`embed -> embed@inner`): the first is split, the
+  second whole. Two roles of one parameter on one mesh axis is an error.
+
+  Raises:
+    AxisError: see above; an indivisible dimension; a rule that was asked for
+      and matches nothing.
+    UserError: a rule names an axis the mesh does not have.
+  """
+  check_mesh(mesh, rules)
+  named = tree_lib.flatten(names)
+  shapes = tree_lib.flatten(abstract)
+  tree_lib.check_same(named, shapes, "axis names", "parameters")
+  roles = {axes_lib.role(n) for a in named.values() for n in a.names}
+  for asked in sorted(rules.asked - roles):
+    raise AxisError(
+      f"rule {asked!r} matches no parameter{nearest(asked, sorted(roles))}"
+    )
+  specs = {
+    path: _param_spec(path, named[path], leaf, mesh, rules, small)
+    for path, leaf in shapes.items()
+  }
+  return tree_lib.like(
+    abstract, {k: NamedSharding(mesh, spec) for k, spec in specs.items()}
+  )
+
+
+def _param_spec(path, axes, leaf, mesh, rules, small) -> PartitionSpec:
+  if len(axes.names) != len(leaf.shape):
+    raise AxisError(f"{path}: axes '{axes}' for shape {tuple(leaf.shape)}")
+  if math.prod(leaf.shape) < small:
+    return PartitionSpec()
+  spec, used = [], {}
+  for name, size in zip(axes.names, leaf.shape):
+    role = axes_lib.role(name)
+    wanted = axis_tuple(rules.params.get(role))
+    clash = [axis for axis in wanted if used.get(axis, role) != role]
+    if clash:
+      raise AxisError(
+        f"{path}: {used[clash[0]]!r} and {role!r} both ask for mesh axis"
+        f" {clash[0]!r}; one parameter may use it once"
+      )
+    wanted = tuple(axis for axis in wanted if axis not in used)
+    count = math.prod(mesh.shape[axis] for axis in wanted)
+    if size % count:
+      raise AxisError(
+        f"{path} {tuple(leaf.shape)}: {name!r} = {size} does not divide by"
+        f" mesh axis {_text(wanted)} = {count}; nearest that does:"
+        f" {_nearby(size, count)}"
+      )
+    used.update(dict.fromkeys(wanted, role))
+    spec.append(axis_entry(wanted))
+  return PartitionSpec(*spec)
+
+
+def follow(state: Any, shardings: Any, mesh: Mesh) -> Any:
+  """Shardings of an optimizer state: each leaf as the parameter it mirrors.
+
+  Args:
+    state: abstract state (`jax.eval_shape(optimizer.init, params)`).
+    shardings: `param_shardings(...)`.
+    mesh: the mesh.
+
+  A state leaf mirrors a parameter when its path ends in the parameter's path;
+  counters and leaves of another rank (factored moments) are replicated.
+  """
+  flat = tree_lib.flatten(shardings)
+  whole = NamedSharding(mesh, PartitionSpec())
+
+  def place(path, leaf):
+    parts = tree_lib.keys(path)
+    for start in range(len(parts)):
+      found = flat.get("/".join(parts[start:]))
+      if found is None:
+        continue
+      try:
+        found.shard_shape(tuple(leaf.shape))
+      except ValueError:
+        break
+      return found
+    return whole
+
+  return jax.tree_util.tree_map_with_path(place, state)
+
+
+def describe(names: Any, abstract: Any, shardings: Any) -> str:
+  """A table, one parameter a line: path, shape, axes, placement."""
+  named, flat = tree_lib.flatten(names), tree_lib.flatten(shardings)
+  rows = [("parameter", "shape", "axes", "placement")]
+  for path, leaf in tree_lib.flatten(abstract).items():
+    spec = [_text(axis_tuple(entry)) or "-" for entry in flat[path].spec]
+    shape = " x ".join(str(d) for d in leaf.shape) or "scalar"
+    rows.append((path, shape, str(named[path]), " ".join(spec) or "copied"))
+  widths = [max(len(row[i]) for row in rows) for i in range(4)]
+  return "\n".join(
+    "  ".join(cell.ljust(w) for cell, w in zip(row, widths)).rstrip()
+    for row in rows
+  )
+
+
+# ------------------------------------------------------------------- batches
+
+
+def batch_sharding(mesh: Mesh, rules: Rules = RULES) -> NamedSharding:
+  """Examples over the data axes, all other dimensions whole."""
+  return NamedSharding(
+    mesh, PartitionSpec(axis_entry(axis_tuple(rules.activations["batch"])))
+  )
+
+
+def data_block(mesh: Mesh, rules: Rules = RULES) -> tuple[int, int]:
+  """(index, count): which equal block of the global batch this process reads.
+
+  Usually (process_index, process_count); where a tensor or sequence axis
+  spans processes, several of them read the same rows.
+
+  Raises:
+    UserError: the rows of this process are not one contiguous block.
+  """
+  sharding = batch_sharding(mesh, rules)
+  axes = axis_tuple(rules.activations["batch"])
+  pieces = math.prod(mesh.shape[axis] for axis in axes)
+  where = sharding.addressable_devices_indices_map((pieces,))
+  mine = sorted({rows[0].indices(pieces)[0] for rows in where.values()})
+  count, first = len(mine), mine[0]
+  if mine != list(range(first, first + count)) or first % count:
+    raise UserError(
+      f"process {jax.process_index()} holds batch pieces {mine} of {pieces},"
+      " not one block; put the data axes first in the mesh"
+    )
+  return first // count, pieces // count
+
+
+def shard_batch(
+  batch: Mapping[str, np.ndarray], mesh: Mesh, rules: Rules = RULES
+) -> dict[str, jax.Array]:
+  """Puts this process's rows on its devices as part of the global batch.
+
+  Args:
+    batch: host arrays whose first dimension is this process's rows.
+    mesh: the mesh.
+    rules: the rules; `batch` says which mesh axes split the examples.
+
+  Raises:
+    UserError: the rows do not divide over the devices.
+  """
+  sharding = batch_sharding(mesh, rules)
+  _, blocks = data_block(mesh, rules)
+  pieces = math.prod(
+    mesh.shape[axis] for axis in axis_tuple(rules.activations["batch"])
+  )
+  local = pieces // blocks
+  out = {}
+  for name, value in batch.items():
+    value = np.asarray(value)
+    rows = value.shape[0] if value.ndim else 0
+    if not rows or rows % local:
+      raise UserError(
+        f"batch[{name!r}] has {rows * blocks} rows; {pieces} data shards need"
+        f" a multiple of {pieces}: nearest {_nearby(rows * blocks, pieces)}"
+      )
+    out[name] = jax.make_array_from_process_local_data(
+      sharding, value, (rows * blocks, *value.shape[1:])
+    )
+  return out
+
+
+# -------------------------------------------------------------------- helpers
+
+
+def _text(axes: tuple[str, ...]) -> str:
+  return "+".join(axes)
+
+
+def _nearby(size: int, count: int) -> str:
+  low = size // count * count
+  return f"{low} or {low + count}" if low else f"{count}"

@@ -1,0 +1,67 @@
+"""Calls a function with arguments a user wrote, or says what is wrong."""
+
+import inspect
+import numbers
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from vitscale.core.errors import UserError, nearest
+
+_KINDS = {int: "an integer", float: "a number", str: "a string"}
+_ACCEPTED = {
+  int: numbers.Integral,
+  float: numbers.Real,
+  str: (str, os.PathLike),
+}
+
+
+def _fits(value: Any, kind: type) -> bool:
+  return isinstance(value, _ACCEPTED[kind]) and not isinstance(value, bool)
+
+
+def bind(
+  fn: Callable,
+  args: Sequence[Any],
+  kwargs: Mapping[str, Any],
+  *,
+  what: str,
+  skip: int = 0,
+) -> dict[str, Any]:
+  """All arguments of `fn` by name, checked against its signature.
+
+  Args:
+    fn: plain function; parameters annotated int, float or str are checked.
+    args, kwargs: as the user gave them.
+    what: names the call in errors, for example `data.transform`.
+    skip: leading parameters that the caller supplies later.
+
+  Raises:
+    UserError: unknown, missing, surplus or wrongly typed arguments.
+  """
+  parameters = dict(list(inspect.signature(fn).parameters.items())[skip:])
+  if len(args) > len(parameters):
+    raise UserError(
+      f"{what}: {fn.__name__} takes at most {len(parameters)} arguments "
+      f"({', '.join(parameters)}), got {len(args)}"
+    )
+  given = dict(zip(parameters, args))
+  for name in kwargs:
+    if name not in parameters:
+      hint = nearest(name, parameters)
+      raise UserError(f"{what}: {fn.__name__} has no argument {name!r}{hint}")
+    if name in given:
+      raise UserError(f"{what}: {fn.__name__} got {name!r} twice")
+  given.update(kwargs)
+  for name, parameter in parameters.items():
+    if name not in given:
+      if parameter.default is parameter.empty:
+        raise UserError(f"{what}: {fn.__name__} needs {name!r}")
+      continue
+    kind = parameter.annotation
+    if kind in _KINDS and not _fits(given[name], kind):
+      raise UserError(
+        f"{what}: {name} of {fn.__name__} must be {_KINDS[kind]}, "
+        f"got {given[name]!r}"
+      )
+  return given

@@ -1,0 +1,1 @@
+"""The Fashion-MNIST subset that ships with vitscale; see NOTICE."""

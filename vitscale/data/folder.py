@@ -1,0 +1,262 @@
+"""Your own images: one folder per class.
+
+  photos/train/cat/*.jpg  photos/train/dog/*.jpg  photos/val/cat/*.jpg ...
+  photos/cat/*.jpg        photos/dog/*.jpg
+
+Without a folder for a split, a fixed share of each class is held out, picked
+by a hash of the file names. Files may lie deeper than the class folder;
+hidden files and files without an image suffix are ignored.
+"""
+
+import functools
+import hashlib
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from vitscale.core.errors import UserError
+from vitscale.data import pixels, source
+
+SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff",
+            ".webp")  # fmt: skip
+_ALIASES = {
+  "train": ("train", "training"),
+  "val": ("val", "valid", "validation"),
+  "test": ("test",),
+}
+_RIGHT = "expected PATH/train/CLASS/*.png and PATH/val/..., or PATH/CLASS/*.png"
+# ImageNet's, which published recipes use for every set of photographs.
+_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+_File = tuple[str, int, int]  # path below the root, bytes, class
+
+
+def folder(
+  path: str,
+  split: str = "train",
+  *,
+  val: float = 0.1,
+  test: float = 0.0,
+  channels: int = 3,
+  check: bool = False,
+  mean: Sequence[float] | None = None,
+  std: Sequence[float] | None = None,
+) -> source.Source:
+  """Images in class folders; classes and samples in alphabetical order.
+
+  Args:
+    path: see the top of this file.
+    split: "train", "val" or "test".
+    val, test: share of each class held out where PATH has no folder for
+      that split (at least one image of a class that has two).
+    channels: 3 converts everything to RGB, 1 to grey; transparency becomes
+      white, and the orientation that cameras note is applied.
+    check: decode every file first, and leave unreadable ones out with a
+      warning that names and counts them.
+    mean, std: per channel in 0..1; None is ImageNet's (its average if grey).
+
+  Returns:
+    a source whose `image` is a list of uint8 (h, w, channels).
+
+  Raises:
+    UserError: no such folder, no class folders, no images, unknown split;
+      later, from `read`, a file that can't be decoded.
+  """
+  root = Path(path).expanduser()
+  source.check_split(split)
+  if channels not in (1, 3):
+    raise UserError(f"folder: channels must be 1 or 3, got {channels}")
+  if min(val, test) < 0 or val + test >= 1:
+    raise UserError(
+      f"folder: val and test are shares that leave something to train on, "
+      f"got {val} and {test}"
+    )
+  if not root.is_dir():
+    what = "is not a folder" if root.exists() else "does not exist"
+    raise UserError(f"image folder {root} {what}; {_RIGHT}")
+  names, files = _split(root, split, val, test)
+  if check:
+    files = _readable(root, files, names if split == "train" else ())
+  default = (_MEAN, _STD) if channels == 3 else ((0.449,), (0.226,))
+  mean = _statistics("mean", mean, default[0])
+  std = _statistics("std", std, default[1])
+  paths = tuple(file for file, _, _ in files)
+  label = np.array([c for _, _, c in files], np.int32)
+  return source.Source(
+    images=functools.partial(_images, str(root), paths, channels),
+    label=label,
+    class_names=tuple(names),
+    shape=None,
+    mean=mean,
+    std=std,
+    fingerprint=source.digest(names, channels, files),
+  )
+
+
+def _statistics(name: str, given, default: tuple) -> tuple[float, ...]:
+  value = default if given is None else tuple(float(x) for x in given)
+  if len(value) != len(default):
+    raise UserError(f"folder: {name} needs {len(default)} values, got {given}")
+  return value
+
+
+# Finding ---------------------------------------------------------------------
+
+
+def _split(root, split, val, test) -> tuple[list[str], list[_File]]:
+  """Class names and the files of a split, sorted."""
+  own = {s: _first_dir(root, names) for s, names in _ALIASES.items()}
+  if own["train"] is None:
+    if any(own.values()):
+      there = next(f for f in own.values() if f)
+      raise UserError(f"{root} has {there}/ but no train/; {_RIGHT}")
+    return _carve(root, "", split, {"val": val, "test": test})
+  names, _ = _scan(root, own["train"])
+  if split != "train" and own[split]:
+    found, files = _scan(root, own[split])
+    if unknown := sorted(set(found) - set(names)):
+      raise UserError(
+        f"{root / own[split]} has class folders that {own['train']}/ lacks: "
+        f"{', '.join(unknown[:5])}"
+      )
+    index = [names.index(name) for name in found]
+    return names, [(file, size, index[c]) for file, size, c in files]
+  shares = {s: 0.0 if own[s] else x for s, x in (("val", val), ("test", test))}
+  return _carve(root, own["train"], split, shares)
+
+
+def _first_dir(root: Path, names: Sequence[str]) -> str | None:
+  return next((name for name in names if (root / name).is_dir()), None)
+
+
+def _carve(root, top, split, shares) -> tuple[list[str], list[_File]]:
+  """Files of `split` when val and test are taken out of one folder."""
+  names, files = _scan(root, top)
+  if split != "train" and not shares[split]:
+    raise UserError(
+      f"{root} has no {split}/ folder; add one, or hold a share out by "
+      f"{split}=0.1"
+    )
+  chosen = []
+  for c in range(len(names)):
+    mine = [file for file in files if file[2] == c]
+    # By rank of the hash, not by threshold: small classes get their share.
+    mine.sort(key=lambda f: hashlib.sha256(f[0].encode()).digest())
+    start, parts = 0, {}
+    for part, share in shares.items():
+      n = max(round(share * len(mine)), 1) if share and len(mine) > 1 else 0
+      n = min(n, len(mine) - 1 - start)  # one is left to train on
+      parts[part] = mine[start : start + max(n, 0)]
+      start += max(n, 0)
+    parts["train"] = mine[start:]
+    chosen += sorted(parts[split])
+  if not chosen:
+    raise UserError(f"{root}: too few images to hold any out for {split}")
+  return names, chosen
+
+
+def _scan(root: Path, top: str) -> tuple[list[str], list[_File]]:
+  """Class folders of root/top and their image files, both sorted."""
+  here = root / top
+  names = sorted(e.name for e in _entries(here) if e.is_dir())
+  loose = sum(_is_image(e) for e in _entries(here))
+  if not names:
+    what = (
+      f"{loose} images and no class folders" if loose else "nothing to read"
+    )
+    raise UserError(f"{here} holds {what}; {_RIGHT}")
+  files, empty = [], []
+  for c, name in enumerate(names):
+    found = sorted(_walk(root, os.path.join(top, name)))
+    files += [(file, size, c) for file, size in found]
+    empty += [] if found else [name]
+  if not files:
+    kinds = " ".join(SUFFIXES)
+    raise UserError(f"no images below {here} (looked for {kinds}); {_RIGHT}")
+  if empty:
+    raise UserError(
+      f"no images in {len(empty)} of {len(names)} class folders of {here}: "
+      f"{', '.join(empty[:5])}; fill or remove them"
+    )
+  return names, files
+
+
+def _entries(folder: Path | str) -> list[os.DirEntry]:
+  try:
+    with os.scandir(folder) as entries:
+      return [e for e in entries if not e.name.startswith((".", "__MACOSX"))]
+  except OSError as e:
+    raise UserError(f"cannot list {folder}: {e.strerror}") from e
+
+
+def _is_image(entry: os.DirEntry) -> bool:
+  return entry.name.lower().endswith(SUFFIXES) and entry.is_file()
+
+
+def _walk(root: Path, below: str) -> Iterator[tuple[str, int]]:
+  """(path below root with forward slashes, bytes) of every image."""
+  for entry in _entries(root / below):
+    file = f"{below}/{entry.name}"
+    if entry.is_dir():
+      yield from _walk(root, file)
+    elif _is_image(entry):
+      yield file, entry.stat().st_size
+
+
+# Reading ---------------------------------------------------------------------
+
+
+def decode(path: str | Path, channels: int = 3) -> np.ndarray:
+  """uint8 (h, w, channels) of an image file, upright.
+
+  Raises:
+    UserError: naming the file, whatever is wrong with it.
+  """
+  try:
+    with Image.open(path) as image:
+      image = ImageOps.exif_transpose(image)
+      return pixels.from_pil(pixels.convert(image, channels))
+  # Damaged files make Pillow's readers raise nearly anything.
+  except Exception as e:
+    reason = str(e).split("\n")[0].replace(f" {str(path)!r}", "")
+    raise UserError(
+      f"cannot read image {path}: {reason or type(e).__name__}; remove it, "
+      f"or set check=True to leave out all such files"
+    ) from e
+
+
+def _images(root: str, paths, channels, indices) -> list[np.ndarray]:
+  return [decode(f"{root}/{paths[i]}", channels) for i in indices]
+
+
+def _readable(root: Path, files: list[_File], classes) -> list[_File]:
+  """The files that decode; warns of the others; `classes` must survive."""
+
+  def good(file: _File) -> bool:
+    try:
+      decode(root / file[0])
+    except UserError:
+      return False
+    return True
+
+  with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
+    mask = list(pool.map(good, files))
+  bad = [file for file, ok in zip(files, mask) if not ok]
+  if not bad:
+    return files
+  some = ", ".join(file for file, _, _ in bad[:10])
+  more = f" and {len(bad) - 10} more" if len(bad) > 10 else ""
+  text = f"{len(bad)} of {len(files)} images in {root} are unreadable"
+  files = [file for file, ok in zip(files, mask) if ok]
+  alive = {c for *_, c in files}
+  lost = [name for c, name in enumerate(classes) if c not in alive]
+  if lost or not files:
+    left = f"nothing is left of {', '.join(lost)}" if files else "none is left"
+    raise UserError(f"{text}: {some}{more}; {left}")
+  warnings.warn(f"{text} and left out: {some}{more}", stacklevel=3)
+  return files

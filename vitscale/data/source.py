@@ -1,0 +1,191 @@
+"""A source of labelled images: one small record, and wrappers for any of them.
+
+A source is indexed, not iterated: which sample comes when is the pipeline's
+business. `limited`, `permuted`, `upsampled` and `tiled` make another source of
+one; the last three are the controls of the patch studies.
+"""
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from vitscale.core.errors import UserError, nearest
+from vitscale.data.random import Rng
+
+SPLITS = ("train", "val", "test")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Source:
+  """Labelled images that can be read at any index.
+
+  Attributes:
+    images: int64 indices (b,) -> uint8 (b, h, w, c), or a list of b arrays
+      (h, w, c) where shapes may differ. Picklable, no hidden state.
+    label: (n,) int32.
+    class_names: one per class.
+    shape: (h, w, c), or None where images differ.
+    mean, std: per channel in units of 0..1, the same for every split.
+    fingerprint: changes when the data do.
+  """
+
+  images: Callable[[np.ndarray], np.ndarray | list[np.ndarray]]
+  label: np.ndarray
+  class_names: tuple[str, ...]
+  shape: tuple[int, int, int] | None
+  mean: tuple[float, ...]
+  std: tuple[float, ...]
+  fingerprint: str
+
+  def __len__(self) -> int:
+    return len(self.label)
+
+  @property
+  def classes(self) -> int:
+    return len(self.class_names)
+
+  @property
+  def counts(self) -> np.ndarray:
+    """(classes,) samples of each class."""
+    return np.bincount(self.label, minlength=self.classes)
+
+  def read(self, indices: np.ndarray) -> dict[str, Any]:
+    """`image` as `images` gives it and `label` int32 (b,)."""
+    return {"image": self.images(indices), "label": self.label[indices]}
+
+
+def digest(*parts: Any) -> str:
+  """A short fingerprint of strings, numbers and arrays."""
+  sha = hashlib.sha256()
+  for part in parts:
+    if isinstance(part, np.ndarray):
+      sha.update(f"{part.dtype}{part.shape}".encode())
+      sha.update(np.ascontiguousarray(part).data)
+    else:
+      sha.update(repr(part).encode())
+    sha.update(b"|")
+  return sha.hexdigest()[:32]
+
+
+def statistics(image: np.ndarray) -> tuple[tuple, tuple]:
+  """Mean and standard deviation per channel of uint8 images, in 0..1."""
+  x = image.reshape(-1, image.shape[-1])
+  counts = [np.bincount(x[:, c], minlength=256) for c in range(x.shape[1])]
+  value = np.arange(256) / 255
+  mean = [float(n @ value / n.sum()) for n in counts]
+  var = [float(n @ (value - m) ** 2 / n.sum()) for n, m in zip(counts, mean)]
+  return tuple(mean), tuple(v**0.5 for v in var)
+
+
+def in_memory(image, label, class_names, mean, std, fingerprint) -> Source:
+  """A source over uint8 images (n, h, w, c) held in memory."""
+  return Source(
+    images=functools.partial(np.take, image, axis=0),
+    label=np.asarray(label, np.int32),
+    class_names=tuple(class_names),
+    shape=image.shape[1:],
+    mean=mean,
+    std=std,
+    fingerprint=fingerprint,
+  )
+
+
+# Wrappers, for any source ----------------------------------------------------
+
+
+def subset(source: Source, indices: np.ndarray) -> Source:
+  """The samples at `indices`, in that order."""
+  return dataclasses.replace(
+    source,
+    images=functools.partial(_subset, source.images, indices),
+    label=source.label[indices],
+    fingerprint=digest(source.fingerprint, "subset", indices),
+  )
+
+
+def _subset(images, chosen, indices):
+  return images(chosen[indices])
+
+
+def limited(source: Source, limit: int) -> Source:
+  """The first `limit` samples in order, classes as equal as they can be."""
+  if limit < 1:
+    raise UserError(f"limit must be at least 1, got {limit}")
+  if limit >= len(source):
+    return source
+  order = np.argsort(source.label, kind="stable")
+  start = np.cumsum(source.counts) - source.counts
+  rank = np.empty(len(source), np.int64)  # of a sample within its class
+  rank[order] = np.arange(len(source)) - start[source.label[order]]
+  first = np.lexsort((source.label, rank))[:limit]
+  return subset(source, np.sort(first))
+
+
+def upsampled(source: Source, k: int) -> Source:
+  """Every pixel repeated k x k: more tokens at a patch, no information."""
+  if k < 1:
+    raise UserError(f"upsample must be at least 1, got {k}")
+  if k == 1:
+    return source
+  h, w, c = _shape(source, "upsample")
+  return dataclasses.replace(
+    source,
+    images=functools.partial(_upsample, source.images, k),
+    shape=(h * k, w * k, c),
+    fingerprint=digest(source.fingerprint, "upsample", k),
+  )
+
+
+def _upsample(images, k, indices):
+  return images(indices).repeat(k, axis=1).repeat(k, axis=2)
+
+
+def tiled(source: Source, k: int) -> Source:
+  """The image k x k times side by side: more tokens at the same patch."""
+  if k < 1:
+    raise UserError(f"tile must be at least 1, got {k}")
+  if k == 1:
+    return source
+  h, w, c = _shape(source, "tile")
+  return dataclasses.replace(
+    source,
+    images=functools.partial(_tile, source.images, k),
+    shape=(h * k, w * k, c),
+    fingerprint=digest(source.fingerprint, "tile", k),
+  )
+
+
+def _tile(images, k, indices):
+  return np.tile(images(indices), (1, k, k, 1))
+
+
+def permuted(source: Source, seed: int) -> Source:
+  """Pixels in one fixed random order: all neighbourhoods are destroyed."""
+  h, w, _ = _shape(source, "permute_seed")
+  order = Rng(seed, 0, 0).choose("pixels", h * w, h * w)[0]
+  return dataclasses.replace(
+    source,
+    images=functools.partial(_permute, source.images, order),
+    fingerprint=digest(source.fingerprint, "permute", order),
+  )
+
+
+def _permute(images, order, indices):
+  image = images(indices)
+  flat = image.reshape(len(image), -1, image.shape[3])
+  return flat[:, order].reshape(image.shape)
+
+
+def _shape(source: Source, what: str) -> tuple[int, int, int]:
+  if source.shape is None:
+    raise UserError(f"{what} needs images of one shape, these differ")
+  return source.shape
+
+
+def check_split(split: str, known: Sequence[str] = SPLITS) -> None:
+  if split not in known:
+    raise UserError(f"no split {split!r}{nearest(split, known)}")

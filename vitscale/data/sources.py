@@ -1,0 +1,63 @@
+"""Sources by name, as configs ask for them.
+
+  source = sources.make("fashion_mnist", split="train", size=14)
+  source.read(np.array([5, 3]))  # {"image": uint8 (2, 14, 14, 1), "label"}
+
+A function of fashion.py, folder.py or synthetic.py that takes a `split` and
+returns a `Source` is found by its name.
+"""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from vitscale.core.errors import UserError, nearest
+from vitscale.data import fashion, folder, synthetic
+from vitscale.data.call import bind
+from vitscale.data.source import (
+  Source,
+  limited,
+  permuted,
+  tiled,
+  upsampled,
+)
+
+
+def makers() -> dict[str, Callable[..., Source]]:
+  """Every public function that makes a source of a `split`, by name."""
+  found = {}
+  for module in (fashion, folder, synthetic):
+    for name, value in inspect.getmembers(module, inspect.isfunction):
+      signature = inspect.signature(value)
+      makes = signature.return_annotation is Source
+      if makes and "split" in signature.parameters and name[0] != "_":
+        found[name] = value
+  return found
+
+
+def make(
+  name: str,
+  *,
+  limit: int | None = None,
+  permute_seed: int | None = None,
+  upsample: int = 1,
+  tile: int = 1,
+  **kwargs: Any,
+) -> Source:
+  """The source `name(**kwargs)`, then limited, permuted, upsampled, tiled.
+
+  In that order: a permutation moves whole original pixels.
+  """
+  known = makers()
+  if name not in known:
+    raise UserError(f"no data source {name!r}{nearest(name, known)}")
+  options = {"limit": limit, "permute_seed": permute_seed, "upsample": upsample}
+  for key, value in options.items():
+    if value is not None and type(value) is not int:
+      raise UserError(f"data: {key} must be an integer, got {value!r}")
+  source = known[name](**bind(known[name], (), kwargs, what="data"))
+  if limit is not None:
+    source = limited(source, limit)
+  if permute_seed is not None:
+    source = permuted(source, permute_seed)
+  return tiled(upsampled(source, upsample), tile)

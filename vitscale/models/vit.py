@@ -1,0 +1,351 @@
+"""The vision transformer, plain and scalable.
+
+An image is cut into patches (Dosovitskiy et al., 2010.11929); tokens pass
+through pre-norm blocks; a pooled token gives the logits. Options of later
+work that changes nothing else: registers (2309.16588), attention pooling
+(2106.04560), QK-norm (2302.05442), LayerScale (2103.17239), stochastic depth
+(1603.09382), SwiGLU (2002.05202), 2-D RoPE (2403.13298), and any patch size at
+run time with one canonical kernel (FlexiViT, 2212.08013).
+
+Initialisation: matrices of blocks Xavier uniform (q, k, v each as its own),
+patch kernel LeCun normal, tables, class token and registers normal 0.02,
+biases and head zero.
+"""
+
+import functools
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from vitscale.core import axes, sharding
+from vitscale.core.errors import UserError, nearest
+from vitscale.nn import attention as attention_lib
+from vitscale.nn import patch as patch_lib
+from vitscale.nn import position as position_lib
+from vitscale.nn.block import Block, Stack
+from vitscale.nn.ffn import Mlp
+from vitscale.nn.linear import Linear
+from vitscale.nn.norm import NORMS, LayerNorm
+from vitscale.nn.patch import PatchEmbed, Size
+from vitscale.nn.position import Position
+
+_SIZES = ("width", "depth", "mlp_dim", "num_heads")
+VARIANTS: dict[str, dict[str, int]] = {
+  name: dict(zip(_SIZES, sizes))
+  for name, sizes in {
+    "mu": (32, 2, 64, 2),  # a toy, for tests and first runs
+    "Ti": (192, 12, 768, 3),
+    "S": (384, 12, 1536, 6),
+    "M": (512, 12, 2048, 8),
+    "B": (768, 12, 3072, 12),
+    "L": (1024, 24, 4096, 16),
+    "So400m": (1152, 27, 4304, 16),  # shape-optimised, 2305.13035
+    "H": (1280, 32, 5120, 16),
+    "g": (1408, 40, 6144, 16),  # 2106.04560, as are G and e's shape table
+    "G": (1664, 48, 8192, 16),
+    "e": (1792, 56, 15360, 16),  # 2209.06794
+  }.items()
+}
+
+# What the zoo shows (see vitscale/zoo.py).
+PAPER = "Dosovitskiy et al. 2020, arXiv:2010.11929"
+FIDELITY = "exact"
+# As published: a class token with a position of its own, or, in So400m (which
+# is SigLIP's image tower, 2303.15343), attention pooling and no classifier.
+_CLS = {"pool": "cls", "prefix_position": True}
+PRESENTED: dict[str, dict[str, Any]] = {
+  "mu/4": {},
+  **{f"{size}/16": _CLS for size in ("Ti", "S", "B", "L")},
+  "B/32": _CLS,
+  "So400m/14": {"pool": "map", "num_classes": 0},
+  **{f"{size}/14": _CLS for size in ("H", "g", "G")},
+}
+
+POOLS = ("mean", "cls", "map")
+
+
+def variant(name: str) -> dict[str, Any]:
+  """Keyword arguments of `Model` for a name: "B/16", "Ti/8x4", "mu".
+
+  Raises:
+    UserError: unknown size, or a patch that is no number.
+  """
+  size, slash, patch = name.partition("/")
+  if size not in VARIANTS:
+    raise UserError(f"ViT size {size!r} in {name!r}{nearest(size, VARIANTS)}")
+  kwargs: dict[str, Any] = dict(VARIANTS[size])
+  if slash:
+    found = re.fullmatch(r"(\d+)(?:x(\d+))?", patch)
+    if not found:
+      raise UserError(f"patch {patch!r} in {name!r}: write 'B/16' or 'B/8x4'")
+    h, w = found[1], found[2]
+    kwargs["patch_size"] = (int(h), int(w)) if w else int(h)
+  return kwargs
+
+
+class MapHead(nn.Module):
+  """Attention pooling: one learned query reads the tokens, then an MLP.
+
+  Query and keys have separate kernels, as in big_vision and SigLIP.
+  """
+
+  width: int
+  mlp_dim: int
+  num_heads: int
+  head_dim: int
+  gelu: str = "tanh"
+  bias: bool = True
+  norm_eps: float = 1e-6
+  attention: str = "auto"
+  dtype: str = "float32"
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """(b, n, d) -> (b, d)."""
+    heads = (self.num_heads, self.head_dim)
+    linear = functools.partial(Linear, bias=self.bias, dtype=self.dtype)
+    probe = axes.param(
+      self, "probe", "registers embed", (1, self.width), axes.normal(0.02)
+    )
+    q = linear("embed -> heads head_dim", heads, name="q")(probe)
+    q = jnp.broadcast_to(q, (len(x), *q.shape))
+    init = attention_lib.square_init
+    kv = linear(
+      "embed -> qkv heads head_dim", (2, *heads), init=init, name="kv"
+    )(x)
+    y = attention_lib.attend(
+      q, kv[:, :, 0], kv[:, :, 1], backend=self.attention
+    )
+    y = linear("heads head_dim -> embed", (self.width,), name="out")(y)
+    y = y[:, 0]
+    norm = LayerNorm(self.norm_eps, dtype=self.dtype, name="norm")
+    mlp = Mlp(
+      self.width,
+      self.mlp_dim,
+      gelu=self.gelu,
+      bias=self.bias,
+      dtype=self.dtype,
+      name="mlp",
+    )
+    return y + mlp(norm(y))
+
+
+class Model(nn.Module):
+  """Vision transformer.
+
+  Attributes:
+    num_classes: logits; 0 returns the pooled features.
+    width, depth, mlp_dim, num_heads: sizes, see `VARIANTS`.
+    head_dim: width of a head; None for width / num_heads.
+    patch_size: canonical patch, a number or (rows, columns).
+    pool: "mean" over patches | "cls" | "map" (attention).
+    registers: extra learned tokens that are not pooled.
+    position: "learned" | "sincos2d" | "factorized" | "rope2d" | "none".
+    prefix_position: a learned position for class token and registers too.
+      Redundant (it adds to the token), but what timm counts.
+    norm_pooled: the last norm acts on the pooled token, not on all tokens
+      (timm's `fc_norm`).
+    ffn, gelu, norm, norm_eps, qk_norm, bias, layer_scale: see `Block`.
+    dropout, drop_path: rates in training; rng stream "dropout".
+    dtype: compute type; parameters and logits are float32.
+    scan: stack the layers and scan over them.
+    remat: what the backward pass recomputes, see `vitscale.nn.block.REMAT`.
+    attention: back end, see `vitscale.nn.attention.choose`.
+  """
+
+  num_classes: int
+  width: int = 192
+  depth: int = 12
+  mlp_dim: int = 768
+  num_heads: int = 3
+  head_dim: int | None = None
+  patch_size: Size = 16
+  pool: str = "mean"
+  registers: int = 0
+  position: str = "learned"
+  prefix_position: bool = False
+  norm_pooled: bool = False
+  ffn: str = "gelu"
+  gelu: str = "tanh"
+  norm: str = "layernorm"
+  norm_eps: float = 1e-6
+  qk_norm: bool = False
+  bias: bool = True
+  layer_scale: float | None = None
+  dropout: float = 0.0
+  drop_path: float = 0.0
+  dtype: str = "float32"
+  scan: bool = False
+  remat: str | None = None
+  attention: str = "auto"
+
+  @nn.compact
+  def __call__(
+    self,
+    image: jax.Array,
+    *,
+    train: bool = False,
+    patch_size: Size | None = None,
+  ) -> tuple[jax.Array, dict[str, Any]]:
+    """Classifies images.
+
+    Args:
+      image: (b, h, w, c) float, normalised.
+      train: dropout and stochastic depth act.
+      patch_size: another patch for this call (PI-resize from the canonical
+        kernel, positions resampled).
+
+    Returns:
+      (b, num_classes) float32 logits, and every intermediate by name;
+      `out["features"]` is [((b, gh, gw, d), (row, column) stride)].
+
+    Raises:
+      UserError: the patch does not divide the image, or an unknown option.
+    """
+    if self.pool not in POOLS:
+      raise UserError(f"pool {self.pool!r}{nearest(self.pool, POOLS)}")
+    head_dim = head_dim_of(self.width, self.num_heads, self.head_dim)
+    canonical = patch_lib.pair(self.patch_size)
+    patch = patch_lib.pair(patch_size or canonical)
+    scale = patch[0] / canonical[0], patch[1] / canonical[1]
+    out: dict[str, Any] = {}
+
+    # Patches, with positions.
+    embed = PatchEmbed(self.width, canonical, self.dtype, name="embed")
+    x = out["stem"] = embed(image, patch)
+    b, *grid, d = x.shape
+    x = Position(self.position, name="positions")(x, scale)
+    x = out["with_position"] = x.reshape(b, -1, d)
+
+    # Class token and registers in front.
+    prefix = self._prefix()
+    x = jnp.concatenate([jnp.tile(p, (b, 1, 1)) for p in prefix] + [x], 1)
+    first = x.shape[1] - grid[0] * grid[1]
+    x = sharding.constrain(x, "batch", "sequence", "embed")
+
+    # Transformer.
+    rope = None
+    if self.position == "rope2d":
+      where = position_lib.coordinates(tuple(grid), scale)
+      rope = position_lib.rope2d(where, head_dim, prefix=first)
+    x = nn.Dropout(self.dropout)(x, deterministic=not train)
+    block = functools.partial(
+      Block,
+      self.width,
+      self.num_heads,
+      head_dim,
+      self.mlp_dim,
+      ffn=self.ffn,
+      gelu=self.gelu,
+      norm=self.norm,
+      norm_eps=self.norm_eps,
+      qk_norm=self.qk_norm,
+      bias=self.bias,
+      layer_scale=self.layer_scale,
+      dropout=self.dropout,
+      remat=self.remat,
+      backend=self.attention,
+      dtype=self.dtype,
+    )
+    encoder = Stack(
+      block, self.depth, self.scan, self.drop_path, name="encoder"
+    )
+    x, out["encoder"] = encoder(x, train=train, rope=rope)
+    norm = NORMS[self.norm](self.norm_eps, dtype=self.dtype, name="final_norm")
+    if not self.norm_pooled:
+      x = norm(x)
+    out["tokens"] = x
+    out["features"] = [(x[:, first:].reshape(b, *grid, d), patch)]
+
+    # Pool and classify.
+    if self.pool == "mean":
+      x = x[:, first:].mean(1, dtype=jnp.float32)
+    elif self.pool == "cls":
+      x = x[:, 0]
+    else:
+      x = MapHead(
+        self.width,
+        self.mlp_dim,
+        self.num_heads,
+        head_dim,
+        gelu=self.gelu,
+        bias=self.bias,
+        norm_eps=self.norm_eps,
+        attention=self.attention,
+        dtype=self.dtype,
+        name="map_head",
+      )(x)
+    if self.norm_pooled:
+      x = norm(x)
+    x = out["pre_logits"] = x.astype(jnp.float32)
+    if self.num_classes:
+      head = Linear(
+        "embed -> classes", (self.num_classes,), init=axes.zeros, name="head"
+      )
+      x = out["logits"] = head(x)
+    return x, out
+
+  def _prefix(self) -> list[jax.Array]:
+    """Class token and registers, (count, d) each, those that exist."""
+    count = {
+      "cls_token": int(self.pool == "cls"),
+      "register_tokens": self.registers,
+    }
+    table = lambda name, n: axes.param(
+      self, name, "registers embed", (n, self.width), axes.normal(0.02)
+    ).astype(self.dtype)
+    tokens = [table(name, n) for name, n in count.items() if n]
+    if self.prefix_position and tokens:
+      both = jnp.concatenate(tokens)
+      return [both + table("prefix_positions", len(both))]
+    return tokens
+
+
+def head_dim_of(width: int, num_heads: int, head_dim: int | None) -> int:
+  """`head_dim`, or width / num_heads.
+
+  Raises:
+    UserError: the heads do not divide the width.
+  """
+  if head_dim is None and width % num_heads:
+    raise UserError(
+      f"num_heads {num_heads} does not divide width {width}: set head_dim"
+    )
+  return head_dim or width // num_heads
+
+
+def flops_per_image(
+  kwargs: Mapping[str, Any], image_shape: tuple[int, int, int]
+) -> int:
+  """Multiply-accumulates of one forward pass of one image, by hand.
+
+  Matrix products only, attention over all pairs of tokens, canonical patch;
+  twice this is the forward FLOPs, six times it those of a training step.
+  The contract tests hold the count on the jaxpr against it.
+
+  Args:
+    kwargs: of `Model`.
+    image_shape: (h, w, c).
+  """
+  model = Model(**{"num_classes": 0, **kwargs})
+  h, w, c = image_shape
+  d, m = model.width, model.mlp_dim
+  ph, pw = patch_lib.pair(model.patch_size)
+  gh, gw = patch_lib.grid_of((h, w), (ph, pw))
+  n = gh * gw + (model.pool == "cls") + model.registers
+  hd = head_dim_of(d, model.num_heads, model.head_dim)
+  inner = model.num_heads * hd
+  attend = functools.partial(
+    attention_lib.macs, num_heads=model.num_heads, head_dim=hd
+  )
+  ffn = (3 if model.ffn == "swiglu" else 2) * n * d * m
+  total = gh * gw * ph * pw * c * d
+  total += model.depth * (4 * n * d * inner + attend(n, n) + ffn)
+  if model.pool == "map":
+    # The query is the same for every image: its product is not counted.
+    total += (2 * n + 1) * d * inner + attend(1, n) + 2 * d * m
+  return total + d * model.num_classes

@@ -1,0 +1,422 @@
+"""Bidirectional attention: one function, several back ends, one module.
+
+    reference  logits and softmax in float32, written out; the truth in tests
+    grouped    the same for a few heads at a time, recomputed in the backward
+               pass: their logits stay in a CPU's cache
+    xla        jax.nn.dot_product_attention; short sequences, any device
+    chunked    scan over blocks of keys, memory linear in the length
+    cudnn      fused kernel, NVIDIA GPUs from Ampere on, half precision
+
+Which tokens may see each other is said by `lengths` or `segment_ids`, never
+by a dense mask: a mask of 50,000 x 50,000 would be larger than the model.
+"""
+
+import functools
+import math
+import os
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+from vitscale.core import sharding
+from vitscale.core.errors import UserError, nearest
+from vitscale.nn import position
+from vitscale.nn.linear import Linear
+from vitscale.nn.norm import LayerNorm
+
+BACKENDS = ("auto", "reference", "grouped", "xla", "chunked", "cudnn")
+LONG = 2048  # keys from which the (n, n) logits are no longer stored
+BLOCK = 512  # keys per step of the chunked back end
+GROUPED = 2**14  # logits of a head from which CPUs take the grouped back end
+GROUP = 2**17  # float32 logits per core that it holds at a time, half a MB
+MASKED = -1e30  # finite, so that a row without any key stays finite
+NOBODY = -(2**31)  # the segment of keys nobody may see
+
+# What a remat policy can keep by name.
+OUT, LSE = "attention_out", "attention_lse"
+
+
+def choose(
+  backend: str = "auto",
+  *,
+  queries: int,
+  keys: int,
+  head_dim: int,
+  dtype: str,
+  segments: bool = False,
+  platform: str | None = None,
+) -> str:
+  """The back end that `attend` will take, by name, for the run's record.
+
+  Args:
+    backend: a name of BACKENDS; anything but "auto" is checked and returned.
+    queries, keys: sequence lengths.
+    head_dim: width of a head.
+    dtype: compute type of q, k, v.
+    segments: whether segment ids are given.
+    platform: "cpu" | "gpu" | "tpu"; default the one JAX runs on. Give it
+      when compiling for a device that is not there.
+
+  Raises:
+    UserError: unknown name, or a back end that cannot do this.
+  """
+  if backend not in BACKENDS:
+    raise UserError(f"attention {backend!r}{nearest(backend, BACKENDS)}")
+  platform = platform or jax.default_backend()
+  capability = _capability(platform)
+  widest = 256 if capability >= 9 else 128
+  why_not = {
+    f"runs on NVIDIA GPUs, this is {platform}": platform != "gpu",
+    f"computes in bfloat16 or float16, not {dtype}": (
+      jnp.dtype(dtype).itemsize != 2
+    ),
+    f"needs head_dim divisible by 8 and <= {widest}, got {head_dim}": (
+      head_dim % 8 or head_dim > widest
+    ),
+    "takes lengths, not segment_ids": segments,
+    f"needs compute capability 8 or more, this is {capability}": (
+      capability < 8
+    ),
+  }
+  failed = [reason for reason, failed in why_not.items() if failed]
+  if backend == "cudnn" and failed:
+    raise UserError(f"attention 'cudnn' {failed[0]}: use 'auto' or 'xla'")
+  if backend != "auto":
+    return backend
+  if not failed and min(queries, keys) > 1:
+    return "cudnn"
+  if platform == "cpu" and keys < LONG:
+    alone = sharding.ways("batch") * sharding.ways("heads") == 1
+    return "grouped" if alone and queries * keys >= GROUPED else "reference"
+  return "xla" if keys < LONG else "chunked"
+
+
+def _capability(platform: str) -> float:
+  """CUDA compute capability; of a GPU that is not here, a Hopper's."""
+  if platform != "gpu" or jax.default_backend() != "gpu":
+    return 9.0
+  return float(getattr(jax.devices()[0], "compute_capability", 9.0))
+
+
+def attend(
+  q: jax.Array,
+  k: jax.Array,
+  v: jax.Array,
+  *,
+  lengths: jax.Array | None = None,
+  segment_ids: jax.Array | None = None,
+  backend: str = "auto",
+) -> jax.Array:
+  """softmax(q k^T / sqrt(hd)) v, bidirectional.
+
+  Args:
+    q: (b, nq, h, hd).
+    k, v: (b, n, h, hd).
+    lengths: (b,) int, keys of each example that exist; the results of
+      queries past it are finite and mean nothing.
+    segment_ids: (b, n) int, a token sees tokens of its own id (packing);
+      needs nq == n.
+    backend: see `choose`.
+
+  Returns:
+    (b, nq, h, hd) in the type of q, named "attention_out" for remat.
+
+  Raises:
+    UserError: see `choose`; segment_ids with nq != n.
+  """
+  if segment_ids is not None and q.shape[1] != k.shape[1]:
+    raise UserError(
+      f"segment_ids need as many queries as keys, got {q.shape[1]} and"
+      f" {k.shape[1]}: use lengths"
+    )
+  name = choose(
+    backend,
+    queries=q.shape[1],
+    keys=k.shape[1],
+    head_dim=q.shape[-1],
+    dtype=q.dtype,
+    segments=segment_ids is not None,
+  )
+  ids = _ids(q.shape[1], k.shape[1], lengths, segment_ids)
+  if name == "reference":
+    out = _reference(q, k, v, ids)
+  elif name == "grouped":
+    out = _grouped(q, k, v, ids)
+  elif name == "xla":
+    mask = None if ids is None else _mask(*ids)
+    out = jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="xla")
+  elif name == "chunked":
+    out = _chunked_padded(q, k, v, ids)
+  else:
+    out = _cudnn(q, k, v, lengths)
+  return checkpoint_name(out, OUT)
+
+
+Ids = tuple[jax.Array, jax.Array]
+
+
+def _ids(nq, n, lengths, segment_ids) -> Ids | None:
+  """Lengths and segments as one rule: query and key must have equal ids."""
+  if lengths is None and segment_ids is None:
+    return None
+  b = len(segment_ids if lengths is None else lengths)
+  if segment_ids is None:
+    of_q, of_k = jnp.zeros((b, nq), jnp.int32), jnp.zeros((b, n), jnp.int32)
+  else:
+    of_q = of_k = segment_ids.astype(jnp.int32)
+  if lengths is not None:
+    of_k = jnp.where(jnp.arange(n) < lengths[:, None], of_k, NOBODY)
+  return of_q, of_k
+
+
+def _mask(of_q: jax.Array, of_k: jax.Array) -> jax.Array:
+  """(b, 1, nq, n) bool."""
+  return (of_q[:, :, None] == of_k[:, None, :])[:, None]
+
+
+def _reference(q, k, v, ids):
+  logits = jnp.einsum(
+    "bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32
+  )
+  logits *= q.shape[-1] ** -0.5
+  if ids is not None:
+    logits = jnp.where(_mask(*ids), logits, MASKED)
+  weights = jax.nn.softmax(logits, -1).astype(v.dtype)
+  return jnp.einsum("bhqk,bkhd->bqhd", weights, v)
+
+
+def _grouped(q, k, v, ids):
+  """`_reference` over groups of heads, one after another.
+
+  A group takes them of all examples, so a mesh that splits examples or heads
+  would have to gather.
+  """
+  b, nq, h, hd = q.shape
+  n = k.shape[1]
+  most = max(GROUP * (os.cpu_count() or 1) // (nq * n), 1)
+  size = max(i for i in range(1, min(most, b * h) + 1) if b * h % i == 0)
+
+  def split(x):  # (b, n, h, hd) -> (groups, size, n, 1, hd)
+    return x.swapaxes(1, 2).reshape(-1, size, x.shape[1], 1, hd)
+
+  if ids is not None:
+    each = lambda x: jnp.repeat(x, h, 0).reshape(-1, size, x.shape[1])
+    ids = tuple(each(x) for x in ids)
+  # A loop's body can't be merged with its recomputation: no barrier needed.
+  attend = jax.checkpoint(lambda part: _reference(*part), prevent_cse=False)
+  out = jax.lax.map(attend, (split(q), split(k), split(v), ids))
+  return out.reshape(b, h, nq, hd).swapaxes(1, 2)
+
+
+def _cudnn(q, k, v, lengths):
+  """The fused kernel, odd lengths padded to even.
+
+  Its backward pass refuses odd lengths (cuDNN 9, H100: "Unsupported sequence
+  length"), and a ViT with a class token has 197; one more token with
+  sequence lengths is accepted.
+  """
+  nq, n = q.shape[1], k.shape[1]
+  odd = nq % 2 or n % 2
+  even = lambda x: jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0)))
+  of_q = of_k = None
+  if odd or lengths is not None:
+    of_q = jnp.full((len(q),), nq, jnp.int32)
+    of_k = jnp.full((len(q),), n, jnp.int32)
+    if lengths is not None:
+      of_k = lengths.astype(jnp.int32)
+  out = jax.nn.dot_product_attention(
+    even(q),
+    even(k),
+    even(v),
+    query_seq_lengths=of_q,
+    key_value_seq_lengths=of_k,
+    implementation="cudnn",
+  )
+  return out[:, :nq]
+
+
+# ------------------------------------------------------------------ chunked
+# Online log-sum-exp (Milakov & Gimelshein, 1805.02867; Rabe & Staats,
+# 2112.05682). The backward pass is written by hand: differentiating the scan
+# would keep its carry of (n, hd) once per block, quadratic again.
+
+
+def _chunked_padded(q, k, v, ids):
+  b, nq, _, _ = q.shape
+  n = k.shape[1]
+  block = min(BLOCK, n)
+  pad = -n % block
+  if ids is None:
+    ids = jnp.zeros((b, nq), jnp.int32), jnp.zeros((b, n), jnp.int32)
+  of_q, of_k = ids
+  of_k = jnp.pad(of_k, ((0, 0), (0, pad)), constant_values=NOBODY)
+  k, v = (jnp.pad(x, ((0, 0), (0, pad), (0, 0), (0, 0))) for x in (k, v))
+  return _chunked(q, k, v, of_q, of_k, block)
+
+
+def _blocks(x: jax.Array, block: int) -> jax.Array:
+  """(b, n, ...) -> (n / block, b, block, ...)."""
+  x = x.reshape(x.shape[0], -1, block, *x.shape[2:])
+  return jnp.moveaxis(x, 1, 0)
+
+
+def _logits(q, k, of_q, of_k):
+  """(b, h, nq, block) float32 and which of them count."""
+  s = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32)
+  return s * q.shape[-1] ** -0.5, _mask(of_q, of_k)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+def _chunked(q, k, v, of_q, of_k, block):
+  return _chunked_forward(q, k, v, of_q, of_k, block)[0]
+
+
+def _chunked_forward(q, k, v, of_q, of_k, block):
+  b, nq, h, hd = q.shape
+
+  def step(carry, part):
+    top, total, out = carry  # (b, h, nq), (b, h, nq), (b, h, nq, hd)
+    k, v, of_k = part
+    s, mask = _logits(q, k, of_q, of_k)
+    s = jnp.where(mask, s, MASKED)
+    new = jnp.maximum(top, s.max(-1))
+    p, fade = jnp.exp(s - new[..., None]), jnp.exp(top - new)
+    total = total * fade + p.sum(-1)
+    out = out * fade[..., None] + jnp.einsum(
+      "bhqk,bkhd->bhqd",
+      p.astype(v.dtype),
+      v,
+      preferred_element_type=jnp.float32,
+    )
+    return (new, total, out), None
+
+  start = (
+    jnp.full((b, h, nq), MASKED),
+    jnp.zeros((b, h, nq)),
+    jnp.zeros((b, h, nq, hd)),
+  )
+  parts = tuple(_blocks(x, block) for x in (k, v, of_k))
+  (top, total, out), _ = jax.lax.scan(step, start, parts)
+  out = (out / total[..., None]).astype(q.dtype).swapaxes(1, 2)
+  # Named here too: these are the residuals that a remat policy must see.
+  out = checkpoint_name(out, OUT)
+  lse = checkpoint_name(top + jnp.log(total), LSE)
+  return out, (q, k, v, of_q, of_k, out, lse)
+
+
+def _chunked_backward(block, residuals, dout):
+  q, k, v, of_q, of_k, out, lse = residuals
+  scale = q.shape[-1] ** -0.5
+  dot = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+  delta = dot("bqhd,bqhd->bhq", dout, out)[..., None]
+
+  def step(dq, part):
+    k, v, of_k = part
+    s, mask = _logits(q, k, of_q, of_k)
+    p = jnp.where(mask, jnp.exp(s - lse[..., None]), 0.0)
+    dv = dot("bhqk,bqhd->bkhd", p.astype(q.dtype), dout)
+    ds = p * (dot("bqhd,bkhd->bhqk", dout, v) - delta) * scale
+    ds = ds.astype(q.dtype)
+    dk = dot("bhqk,bqhd->bkhd", ds, q)
+    dq = dq + dot("bhqk,bkhd->bqhd", ds, k)
+    return dq, (dk.astype(k.dtype), dv.astype(v.dtype))
+
+  parts = tuple(_blocks(x, block) for x in (k, v, of_k))
+  dq, (dk, dv) = jax.lax.scan(step, jnp.zeros(q.shape, jnp.float32), parts)
+  whole = lambda x, like: jnp.moveaxis(x, 0, 1).reshape(like.shape)
+  return dq.astype(q.dtype), whole(dk, k), whole(dv, v), None, None
+
+
+_chunked.defvjp(_chunked_forward, _chunked_backward)
+
+
+# ------------------------------------------------------------------- module
+
+# q, k and v are three square maps, so each has fans (d, h * hd): the axis
+# "qkv" is a batch of kernels, not an output.
+square_init = jax.nn.initializers.variance_scaling(
+  1.0, "fan_avg", "uniform", in_axis=0, out_axis=(2, 3), batch_axis=(1,)
+)
+
+
+class Attention(nn.Module):
+  """Multi-head self-attention with its own parameters.
+
+  The call is `merge(attend(heads(x)))`; a block may call the three parts apart,
+  to recompute the first and the last and keep the middle.
+
+  Attributes:
+    width: d.
+    num_heads, head_dim: h and hd; h * hd need not be d.
+    qk_norm: LayerNorm over head_dim on q and k (2302.05442).
+    bias: biases on qkv and out.
+    backend: see `choose`.
+    dtype: compute type.
+  """
+
+  width: int
+  num_heads: int
+  head_dim: int
+  qk_norm: bool = False
+  bias: bool = True
+  norm_eps: float = 1e-6
+  backend: str = "auto"
+  dtype: str = "float32"
+
+  def setup(self):
+    shape = (3, self.num_heads, self.head_dim)
+    self.qkv = Linear(
+      "embed -> qkv heads head_dim", shape, self.bias, square_init, self.dtype
+    )
+    self.out = Linear(
+      "heads head_dim -> embed", (self.width,), self.bias, dtype=self.dtype
+    )
+    if self.qk_norm:
+      self.q_norm = LayerNorm(self.norm_eps, "head_dim", self.dtype)
+      self.k_norm = LayerNorm(self.norm_eps, "head_dim", self.dtype)
+
+  def heads(
+    self, x: jax.Array, *, batch: int, rope: position.Rope | None = None
+  ) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """(b * n, d) or (b, n, d) -> q, k, v, each (b, n, h, hd)."""
+    y = self.qkv(x)
+    y = y.reshape(batch, -1, *y.shape[-3:])
+    q, k, v = (y[:, :, i] for i in range(3))
+    if self.qk_norm:
+      q, k = self.q_norm(q), self.k_norm(k)
+    if rope is not None:
+      q, k = position.rotate(q, rope), position.rotate(k, rope)
+    names = ("batch", "sequence", "heads", "head_dim")
+    return tuple(sharding.constrain(t, *names) for t in (q, k, v))
+
+  def merge(self, x: jax.Array, *, flat: bool) -> jax.Array:
+    """(b, n, h, hd) -> (b * n, d) if `flat`, else (b, n, d)."""
+    if flat:
+      x = x.reshape(-1, *x.shape[2:])
+    return self.out(x)
+
+  def attend(self, q, k, v, **who) -> jax.Array:
+    """`attend` with this module's back end; `who`: lengths, segment_ids."""
+    return attend(q, k, v, backend=self.backend, **who)
+
+  def __call__(
+    self,
+    x: jax.Array,
+    *,
+    batch: int | None = None,
+    rope: position.Rope | None = None,
+    lengths: jax.Array | None = None,
+    segment_ids: jax.Array | None = None,
+  ) -> jax.Array:
+    """(b, n, d), or (b * n, d) with `batch`, to the same shape."""
+    batch = len(x) if batch is None else batch
+    q, k, v = self.heads(x, batch=batch, rope=rope)
+    y = self.attend(q, k, v, lengths=lengths, segment_ids=segment_ids)
+    return self.merge(y, flat=x.ndim == 2)
+
+
+def macs(nq: int, n: int, num_heads: int, head_dim: int) -> int:
+  """Multiply-accumulates of `attend` for one example, both products."""
+  return 2 * math.prod((nq, n, num_heads, head_dim))

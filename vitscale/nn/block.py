@@ -1,0 +1,374 @@
+"""The pre-norm transformer block and stacks of equal blocks.
+
+Tokens travel flat, (b * n, d), through norms and matrix products and get
+their batch axis back only around attention (+11 % of a ViT-L/16 step on an
+H100). A stack is either looped, one set of parameters per layer (`block_00`,
+`block_01`, ...), fastest on GPUs, or scanned, all layers stacked under
+`blocks`, which compiles once; `stack_layers` and `unstack_layers` turn one
+tree of parameters into the other.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vitscale.core import axes, sharding
+from vitscale.core.errors import UserError, nearest
+from vitscale.nn.attention import Attention
+from vitscale.nn.ffn import FFNS
+from vitscale.nn.norm import NORMS
+from vitscale.nn.position import Rope
+
+# What a block recomputes in the backward pass.
+REMAT: dict[str | None, str] = {
+  None: "nothing",
+  "full": "everything but the input of the block",
+  "save_attention": "all but attention: its q, k, v, result and log-sum-exp"
+  " are kept, the costliest part at long sequences",
+  "dots": "all but the products with weights (element-wise work, logits)",
+}
+
+# ------------------------------------------------------------------- layout
+
+
+def flatten(x: jax.Array) -> jax.Array:
+  """(b, n, d) -> (b * n, d), unless the sequence axis is sharded.
+
+  Merging a sharded sequence axis into the batch would gather it.
+  """
+  if sharding.ways("sequence") > 1:
+    return x
+  return x.reshape(-1, x.shape[-1])
+
+
+def constrain(x: jax.Array, last: str = "embed") -> jax.Array:
+  """`sharding.constrain` for tokens, flat or not."""
+  lead = ("tokens",) if x.ndim == 2 else ("batch", "sequence")
+  return sharding.constrain(x, *lead, last)
+
+
+def drop_path(
+  x: jax.Array, rate: float | jax.Array, key: jax.Array, batch: int
+) -> jax.Array:
+  """Stochastic depth (1603.09382): zero for whole images, else / (1 - rate).
+
+  Args:
+    x: (b, n, d) or (b * n, d).
+    rate: probability of dropping, a number or a scalar array.
+    key: random key.
+    batch: b.
+  """
+  keep = 1.0 - jnp.asarray(rate, jnp.float32)
+  kept = jax.random.bernoulli(key, keep, (batch, 1)) / keep
+  n = x.size // (batch * x.shape[-1])
+  kept = jnp.broadcast_to(kept, (batch, n)).reshape(*x.shape[:-1], 1)
+  return x * kept.astype(x.dtype)
+
+
+# -------------------------------------------------------------------- block
+
+
+class Block(nn.Module):
+  """x += attention(norm(x)); x += ffn(norm(x)).
+
+  Attributes:
+    width, num_heads, head_dim, mlp_dim: sizes.
+    ffn: "gelu" | "swiglu".
+    gelu: "tanh" | "erf".
+    norm: "layernorm" | "rmsnorm".
+    norm_eps: of every norm.
+    qk_norm: normalises q and k.
+    bias: biases in attention and ffn.
+    layer_scale: initial value of the scale on each branch (2103.17239), or
+      None for no such parameter.
+    dropout: rate after attention, inside and after the ffn.
+    remat: a key of REMAT.
+    backend: of attention.
+    scanned: set by `Stack`.
+    dtype: compute type.
+  """
+
+  width: int
+  num_heads: int
+  head_dim: int
+  mlp_dim: int
+  ffn: str = "gelu"
+  gelu: str = "tanh"
+  norm: str = "layernorm"
+  norm_eps: float = 1e-6
+  qk_norm: bool = False
+  bias: bool = True
+  layer_scale: float | None = None
+  dropout: float = 0.0
+  remat: str | None = None
+  backend: str = "auto"
+  scanned: bool = False
+  dtype: str = "float32"
+
+  def setup(self):
+    norm = _pick("norm", self.norm, NORMS)
+    ffn = _pick("ffn", self.ffn, FFNS)
+    _pick("remat", self.remat, REMAT)
+    self.norm1 = norm(self.norm_eps, dtype=self.dtype)
+    self.attention = Attention(
+      self.width,
+      self.num_heads,
+      self.head_dim,
+      qk_norm=self.qk_norm,
+      bias=self.bias,
+      norm_eps=self.norm_eps,
+      backend=self.backend,
+      dtype=self.dtype,
+    )
+    self.norm2 = norm(self.norm_eps, dtype=self.dtype)
+    self.mlp = ffn(
+      self.width,
+      self.mlp_dim,
+      gelu=self.gelu,
+      bias=self.bias,
+      dropout=self.dropout,
+      dtype=self.dtype,
+    )
+    self.drop = nn.Dropout(self.dropout)
+    if self.layer_scale is not None:
+      init = jax.nn.initializers.constant(self.layer_scale)
+      self.scale1 = axes.param(self, "scale1", "embed", (self.width,), init)
+      self.scale2 = axes.param(self, "scale2", "embed", (self.width,), init)
+
+  def __call__(
+    self,
+    x: jax.Array,
+    rate: float | jax.Array = 0.0,
+    *,
+    batch: int,
+    train: bool = False,
+    rope: Rope | None = None,
+    lengths: jax.Array | None = None,
+    segment_ids: jax.Array | None = None,
+  ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """One block.
+
+    Args:
+      x: (b * n, d) or (b, n, d).
+      rate: stochastic depth of this block.
+      batch: b.
+      train: dropout and stochastic depth act.
+      rope, lengths, segment_ids: see `vitscale.nn.attention`.
+
+    Returns:
+      x of the same shape, and its parts: "sa" and "mlp", what each branch
+      adds; "+sa" and "+mlp", the stream after it.
+    """
+
+    # Plain functions of (module, arrays), because remat is one of those.
+    def before(m, x, rope):
+      return m.attention.heads(m.norm1(x), batch=batch, rope=rope)
+
+    after = lambda m, x, y, rate: m.mix(x, y, rate, batch, train)
+
+    def whole(m, x, rate, rope, lengths, segment_ids):
+      qkv = before(m, x, rope)
+      y = m.attention.attend(*qkv, lengths=lengths, segment_ids=segment_ids)
+      return after(m, x, y, rate)
+
+    if self.remat == "save_attention":
+      before, after = self._remat(before), self._remat(after)
+    elif self.remat is not None:
+      keep = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+      whole = self._remat(whole, keep if self.remat == "dots" else None)
+    return whole(self, x, rate, rope, lengths, segment_ids)
+
+  def mix(self, x, y, rate, batch, train):
+    """From the result of attention (b, n, h, hd) to the end of the block."""
+    out = {}
+    sa = self.attention.merge(y, flat=x.ndim == 2)
+    out["sa"] = self._branch(sa, "scale1", rate, batch, train)
+    x = out["+sa"] = constrain(x + out["sa"])
+    mlp = self.mlp(self.norm2(x), train)
+    out["mlp"] = self._branch(mlp, "scale2", rate, batch, train)
+    x = out["+mlp"] = constrain(x + out["mlp"])
+    return x, out
+
+  def _branch(self, y, scale, rate, batch, train):
+    y = self.drop(y, deterministic=not train)
+    if self.layer_scale is not None:
+      y = y * getattr(self, scale).astype(y.dtype)
+    still = isinstance(rate, float) and rate == 0.0
+    if not train or still:
+      return y
+    return drop_path(y, rate, self.make_rng("dropout"), batch)
+
+  def _remat(self, fn, policy=None):
+    # A scan body cannot be merged with its recomputation: no barrier needed.
+    return nn.remat(fn, prevent_cse=not self.scanned, policy=policy)
+
+
+def _pick(what: str, name: str | None, table: Mapping) -> Any:
+  if name not in table:
+    raise UserError(f"{what} {name!r}{nearest(name, table)}")
+  return table[name]
+
+
+# -------------------------------------------------------------------- stack
+
+
+class Stack(nn.Module):
+  """Equal blocks one after another.
+
+  Attributes:
+    block: makes one block, for example `functools.partial(Block, ...)`; its
+      call takes and returns what `Block` does.
+    depth: number of blocks.
+    scan: stack the parameters and scan over them.
+    drop_path: stochastic depth of the last block; the first has 0, those
+      between rise evenly.
+  """
+
+  block: Callable[..., nn.Module]
+  depth: int
+  scan: bool = False
+  drop_path: float = 0.0
+
+  @nn.compact
+  def __call__(
+    self, x: jax.Array, *, train: bool = False, **who: Any
+  ) -> tuple[jax.Array, dict[str, Any]]:
+    """(b, n, d) -> (b, n, d) and the parts of every block.
+
+    Args:
+      x: tokens.
+      train: dropout and stochastic depth act.
+      **who: rope, lengths, segment_ids.
+
+    Returns:
+      x, and `out`: looped {"block_00": {"sa": (b, n, d), ...}, ...}, scanned
+      {"blocks": {"sa": (depth, b, n, d), ...}}. `parts_of` reads both.
+    """
+    shape = x.shape
+    x = constrain(flatten(x))
+    rates = np.linspace(0.0, self.drop_path, self.depth)
+    if self.scan:
+      block = self.block(scanned=True, name="blocks")
+      # No rates at all when off, so that nothing is drawn for them.
+      rates = jnp.asarray(rates, jnp.float32) if self.drop_path else None
+
+      def body(block, x, rate):
+        rate = 0.0 if rate is None else rate
+        return block(x, rate, batch=shape[0], train=train, **who)
+
+      scan = nn.scan(
+        body,
+        variable_axes={"params": 0},
+        split_rngs={"params": True, "dropout": True},
+        length=self.depth,
+        metadata_params={nn.PARTITION_NAME: "layers"},
+      )
+      x, parts = scan(block, x, rates)
+      out = {"blocks": parts}
+    else:
+      out = {}
+      for i, rate in enumerate(rates):
+        block = self.block(name=layer_name(i))
+        x, out[layer_name(i)] = block(
+          x, float(rate), batch=shape[0], train=train, **who
+        )
+    last = lambda y: y.reshape(*y.shape[: y.ndim - x.ndim], *shape)
+    return last(x), jax.tree.map(last, out)
+
+
+def parts_of(out: Mapping[str, Any], i: int) -> dict[str, jax.Array]:
+  """The parts of block i of a stack's `out`, looped or scanned."""
+  if "blocks" in out:
+    return {name: part[i] for name, part in out["blocks"].items()}
+  return out[layer_name(i)]
+
+
+# --------------------------------------------------------------- conversion
+
+LAYER = re.compile(r"block_(\d+)")
+
+
+def layer_name(i: int) -> str:
+  """3 -> "block_03"."""
+  return f"block_{i:02d}"
+
+
+def stack_layers(tree: Any) -> Any:
+  """Looped parameters to scanned ones: every `block_NN` into one `blocks`.
+
+  Args:
+    tree: nested mappings (variables, an optimizer's moments) whose leaves
+      are arrays, shapes, boxed parameters or `Axes`.
+
+  Raises:
+    UserError: layers are missing, or differ in their parameters.
+  """
+  if not isinstance(tree, Mapping):
+    return tree
+  layers = {int(LAYER.fullmatch(k)[1]): k for k in tree if LAYER.fullmatch(k)}
+  rest = {k: stack_layers(v) for k, v in tree.items() if not LAYER.fullmatch(k)}
+  if not layers:
+    return rest
+  if sorted(layers) != list(range(len(layers))):
+    raise UserError(f"layers {sorted(layers)} are not 0 to {max(layers)}")
+  each = [tree[layers[i]] for i in range(len(layers))]
+  try:
+    rest["blocks"] = jax.tree.map(lambda *x: _stack(x), *each, is_leaf=_leaf)
+  except ValueError as e:
+    raise UserError(f"layers differ, they cannot be scanned: {e}") from None
+  return rest
+
+
+def unstack_layers(tree: Any) -> Any:
+  """Scanned parameters to looped ones, the inverse of `stack_layers`.
+
+  A tree of `Axes` does not say how many layers there are: convert the boxed
+  abstract variables instead, and read their names after.
+  """
+  if not isinstance(tree, Mapping):
+    return tree
+  rest = {k: unstack_layers(v) for k, v in tree.items() if k != "blocks"}
+  if "blocks" in tree:
+    inner = tree["blocks"]
+    shapes = axes.unbox(inner)
+    depth = jax.tree.leaves(shapes)[0].shape[0]
+    for i in range(depth):
+      cut = lambda x, i=i: _unstack(x, i)
+      rest[layer_name(i)] = jax.tree.map(cut, inner, is_leaf=_leaf)
+  return rest
+
+
+_META = {nn.PARTITION_NAME: "layers"}
+
+
+def _leaf(x: Any) -> bool:
+  return axes.is_boxed(x) or isinstance(x, axes.Axes)
+
+
+def _stack(leaves: tuple) -> Any:
+  first = leaves[0]
+  if isinstance(first, axes.Axes):
+    return axes.Named(None, first).add_axis(0, _META).axes
+  if axes.is_boxed(first):
+    value = _stack(tuple(x.value for x in leaves))
+    return first.replace_boxed(value).add_axis(0, _META)
+  if isinstance(first, jax.ShapeDtypeStruct):
+    shape = (len(leaves), *first.shape)
+    return jax.ShapeDtypeStruct(shape, first.dtype)
+  if isinstance(first, np.ndarray):
+    return np.stack(leaves)
+  return jnp.stack(leaves)
+
+
+def _unstack(leaf: Any, i: int) -> Any:
+  if axes.is_boxed(leaf):
+    box = leaf.replace_boxed(_unstack(leaf.value, i))
+    return box.remove_axis(0, _META)
+  if isinstance(leaf, jax.ShapeDtypeStruct):
+    return jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype)
+  return leaf[i]

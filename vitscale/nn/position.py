@@ -1,0 +1,152 @@
+"""Where a patch is: tables added to the tokens, or rotations of q and k.
+
+Every kind works on any grid. `learned` and `factorized` tables are resampled
+bilinearly (`jax.image.resize`, smoothed when shrinking) from the grid they
+were initialised with; `sincos2d` and `rope2d` are functions of coordinates,
+measured in patches of the canonical size, so that a smaller patch moves
+between the old positions and not beyond them.
+"""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vitscale.core import axes
+from vitscale.core.errors import UserError, nearest
+
+KINDS = ("learned", "sincos2d", "factorized", "rope2d", "none")
+Rope = tuple[jax.Array, jax.Array]
+Grid = tuple[int, int]
+Scale = tuple[float, float]
+
+
+def coordinates(grid: Grid, scale: Scale = (1.0, 1.0)) -> np.ndarray:
+  """(gh * gw, 2) float64 row and column of each patch centre.
+
+  `scale` is patch size / canonical patch size per side; at 1 the coordinates
+  are 0, 1, 2, ...
+  """
+  y, x = ((np.arange(n) + 0.5) * s - 0.5 for n, s in zip(grid, scale))
+  return np.stack(np.meshgrid(y, x, indexing="ij"), -1).reshape(-1, 2)
+
+
+def sincos2d(
+  where: np.ndarray, width: int, temperature: float = 10_000.0
+) -> np.ndarray:
+  """(n, 2) coordinates -> (n, width) sines and cosines, float32.
+
+  The table of MoCo v3 (2104.02057): a quarter of the width each for sin and
+  cos of the column, then of the row.
+
+  Raises:
+    UserError: the width is no multiple of 4.
+  """
+  if width % 4:
+    raise UserError(f"sincos2d needs a width divisible by 4, got {width}")
+  omega = temperature ** (-np.arange(width // 4) / max(width // 4 - 1, 1))
+  y, x = (where[:, i, None] * omega for i in (0, 1))
+  table = [np.sin(x), np.cos(x), np.sin(y), np.cos(y)]
+  return np.concatenate(table, -1).astype(np.float32)
+
+
+# --------------------------------------------------------------- rotations
+
+
+def rope2d(
+  where: np.ndarray | jax.Array,
+  head_dim: int,
+  *,
+  prefix: int = 0,
+  temperature: float = 100.0,
+) -> Rope:
+  """Cosines and sines that `rotate` takes (axial RoPE, 2403.13298).
+
+  Args:
+    where: (..., n, 2) row and column per patch token.
+    head_dim: width of a head, a multiple of 4; half of the pairs turn with
+      the row, half with the column.
+    prefix: class token and registers in front, left unturned.
+    temperature: base of the frequencies (100: a grid is far shorter than
+      a text).
+
+  Returns:
+    (cos, sin), each (..., prefix + n, head_dim / 2) float32.
+
+  Raises:
+    UserError: head_dim is no multiple of 4.
+  """
+  if head_dim % 4:
+    raise UserError(f"rope2d needs head_dim divisible by 4, got {head_dim}")
+  quarter = head_dim // 4
+  omega = temperature ** (-np.arange(quarter) / quarter)
+  angle = where[..., None] * omega  # (..., n, 2, quarter)
+  angle = angle.reshape(*angle.shape[:-2], head_dim // 2)
+  still = [(0, 0)] * (angle.ndim - 2) + [(prefix, 0), (0, 0)]
+  angle = jnp.pad(jnp.asarray(angle, jnp.float32), still)
+  return jnp.cos(angle), jnp.sin(angle)
+
+
+def rotate(x: jax.Array, rope: Rope) -> jax.Array:
+  """Turns (b, n, h, hd) by `rope`; pairs are (i, i + hd / 2)."""
+  cos, sin = (t[..., None, :] for t in rope)  # the same for every head
+  a, b = jnp.split(x.astype(jnp.float32), 2, -1)
+  y = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1)
+  return y.astype(x.dtype)
+
+
+# ------------------------------------------------------------------ tables
+
+
+class Position(nn.Module):
+  """Adds positions to a grid of tokens.
+
+  Attributes:
+    kind: one of KINDS; "rope2d" and "none" add nothing here.
+    stddev: of the learned tables at initialisation.
+  """
+
+  kind: str
+  stddev: float = 0.02
+
+  @nn.compact
+  def __call__(self, x: jax.Array, scale: Scale = (1.0, 1.0)) -> jax.Array:
+    """(b, gh, gw, d) -> (b, gh, gw, d).
+
+    The first call (init) fixes the grid of a table; `scale` is patch size /
+    canonical patch size and only `sincos2d` needs it.
+    """
+    _, gh, gw, d = x.shape
+    if self.kind == "sincos2d":
+      table = sincos2d(coordinates((gh, gw), scale), d).reshape(gh, gw, d)
+    elif self.kind == "learned":
+      table = self._table("table", "pos@row pos@column embed", (gh, gw), d)
+    elif self.kind == "factorized":
+      rows = self._table("rows", "pos@row embed", (gh,), d)
+      columns = self._table("columns", "pos@column embed", (gw,), d)
+      table = rows[:, None] + columns
+    elif self.kind in KINDS:
+      return x
+    else:
+      raise UserError(f"position {self.kind!r}{nearest(self.kind, KINDS)}")
+    return x + jnp.asarray(table, x.dtype)
+
+  def _table(self, name, spec, grid, d):
+    """A stored table, resampled to `grid` if it was made for another."""
+    stored = grid
+    if self.has_variable("params", name):
+      box = self.get_variable("params", name)
+      stored = axes.unbox(box).shape[:-1]
+    init = axes.normal(self.stddev)
+    table = axes.param(self, name, spec, (*stored, d), init)
+    return resample(table, grid)
+
+
+def resample(table: jax.Array, grid: tuple[int, ...]) -> jax.Array:
+  """(*old, d) -> (*grid, d), bilinear with smoothing when shrinking."""
+  if table.shape[:-1] == tuple(grid):
+    return table
+  resize = functools.partial(jax.image.resize, method="bilinear")
+  return resize(table, (*grid, table.shape[-1]), precision="highest")

@@ -1,0 +1,26 @@
+"""Tasks: what a run minimises. The loop knows only this contract.
+
+A task module has `make(config, source) -> Task`; a Task offers
+
+    init(model, key, batch) -> boxed variables
+    loss(model, variables, batch, rngs, draw) -> (loss, aux)
+    predict(model, variables, batch) -> dict of per-example arrays
+    players: tuple[Player, ...]
+
+`aux["metrics"]` are scalars to log, `aux["state"]` (optional) new mutable
+collections. Several players (GANs, teachers) each name their own loss method,
+parameter subset and optimizer group; the one loop updates them in turn.
+"""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Player:
+  """One optimised set of parameters."""
+
+  name: str = "model"
+  params: str = ".*"  # regex on parameter names this player owns
+  loss: str = "loss"  # method of the task
+  optim: str = "optim"  # config group
+  every: int = 1  # plays every k-th step

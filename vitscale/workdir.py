@@ -1,0 +1,92 @@
+"""Workdirs as a notebook sees them: load a model back, table the runs."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+
+from vitscale.core.errors import UserError
+from vitscale.core.log import read_json, read_rows
+
+
+def load(
+  path: str | Path, *, step: int | None = None
+) -> tuple[nn.Module, dict[str, Any]]:
+  """The model and variables of a trained run.
+
+  Args:
+    path: a workdir, its checkpoints/ folder or one step folder.
+    step: which checkpoint; the last complete one by default.
+
+  Returns:
+    `(model, variables)`, so that `model.apply(variables, image)` runs; the
+    averaged weights when the run kept an EMA.
+
+  Raises:
+    UserError: no run or no complete checkpoint there.
+  """
+  from vitscale.bench import build
+  from vitscale.core.checkpoint import CheckpointStore
+
+  workdir, named = root(Path(path))
+  run = read_json(workdir / "run.json")
+  config = {k: v for k, v in run["config"].items() if k != "mesh"}
+  bench = build(config)  # on the devices that are here
+  store = CheckpointStore(workdir / "checkpoints")
+  state, _ = store.restore(bench.abstract, named if step is None else step)
+  params = state["ema"] or state["params"]
+  return bench.model, {"params": params, **state["mutable"]}
+
+
+def root(path: Path) -> tuple[Path, int | None]:
+  """(workdir, step or None) of a path at or inside a run."""
+  for folder in (path, path.parent, path.parent.parent):
+    if (folder / "run.json").is_file():
+      inside = folder / "checkpoints" == path.parent and path.name.isdigit()
+      return folder, int(path.name) if inside else None
+  raise UserError(f"{path} is not a run: no run.json there")
+
+
+def runs(folder: str | Path) -> list[dict[str, Any]]:
+  """One row per run at any depth of `folder`, for `pandas.DataFrame`.
+
+  Returns:
+    `name`, `status`, `workdir`, the run's law variables and the last row of
+    its metrics.
+
+  Raises:
+    UserError: the folder doesn't exist.
+  """
+  folder = Path(folder)
+  if not folder.is_dir():
+    raise UserError(f"no folder {folder}")
+  rows = []
+  for path in sorted(folder.rglob("run.json")):
+    run = read_json(path)
+    rows.append(
+      {
+        "name": str(path.parent.relative_to(folder)),
+        "status": run.get("status"),
+        "workdir": str(path.parent.absolute()),
+        **run.get("law_variables", {}),
+        **_last(path.parent),
+      }
+    )
+  return rows
+
+
+def _last(workdir: Path) -> Mapping[str, Any]:
+  rows = read_rows(workdir / "metrics.jsonl")
+  return rows[-1] if rows else {}
+
+
+def curve(workdir: str | Path, metric: str) -> dict[str, list[float]]:
+  """`step`, `examples`, `flops` and `metric` of the rows that have it."""
+  rows = [
+    row
+    for row in read_rows(Path(workdir) / "metrics.jsonl")
+    if row.get(metric) is not None
+  ]
+  keys = ("step", "examples", "flops", metric)
+  return {key: [row[key] for row in rows] for key in keys}
