@@ -23,7 +23,12 @@ from typing import Any
 import vitscale
 
 HERE = Path(__file__).parent
-FILES = {"vitscale": "ours.py", "control": "ours.py", "timm": "peer.py"}
+FILES = {
+  "vitscale": "ours.py",
+  "control": "ours.py",
+  "products": "ours.py",
+  "timm": "peer.py",
+}
 PEERS = ("torch", "timm")
 
 

@@ -1,4 +1,4 @@
-"""Contestants `vitscale`, the step of `bench.build`, and `control`."""
+"""Contestants: `vitscale`, the step of `bench.build`, and its two controls."""
 
 import contest
 import jax
@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from vitscale import bench as bench_lib
 from vitscale.core import sharding
-from vitscale.nn import block, norm
+from vitscale.nn import attention, block, ffn, norm
 
 
 def plain_layer_norm(x, scale, bias, eps):
@@ -23,6 +23,16 @@ def remove_tricks() -> None:
   """Makes vitscale, in this process, the step that the control stands for."""
   block.flatten = lambda x: x
   norm.layer_norm = plain_layer_norm
+
+
+def keep_products() -> None:
+  """Leaves the products with weights: attention, GELU and norm become sums."""
+  attention.Attention.attend = lambda self, q, k, v, **who: q + k + v
+  ffn.GELU["erf"] = lambda x: x
+  norm.layer_norm = lambda x, scale, bias, eps: x * scale + bias
+
+
+CHANGES = {"control": remove_tricks, "products": keep_products}
 
 
 def config(case: contest.Case) -> ConfigDict:
@@ -48,8 +58,8 @@ def config(case: contest.Case) -> ConfigDict:
 
 
 def build(name: str, case: contest.Case):
-  if name == "control":
-    remove_tricks()
+  if name in CHANGES:
+    CHANGES[name]()
   chosen = config(case)
   bench = bench_lib.build(chosen)
   state = bench.init(np.uint32(0))

@@ -52,7 +52,7 @@ def analyse(results: Mapping[str, Any], scale: str) -> dict[str, Any]:
   del results
   cases, rounds = SCALES[scale]
   missing = contest.missing_peers()
-  names = ["vitscale", "control", *([] if missing else ["timm"])]
+  names = ["vitscale", "control", "products", *([] if missing else ["timm"])]
   say = lambda text: print(text, file=sys.stderr, flush=True)
   rows, verdicts, panels = [], [], []
   for case in cases:

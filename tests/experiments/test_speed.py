@@ -28,7 +28,7 @@ def result(tmp_path_factory):
 def test_it_times_ours_and_the_control(result):
   assert result["status"] == "finished" and result["runs"] == []
   rows = json.loads((Path(result["out"]) / "speed.json").read_text())["rows"]
-  assert [r["contestant"] for r in rows] == ["vitscale", "control"]
+  assert [r["contestant"] for r in rows] == ["vitscale", "control", "products"]
   for row in rows:
     assert row["images/s"] > 0 and row["memory MB"] > 0
   assert rows[0]["params"] == rows[1]["params"]

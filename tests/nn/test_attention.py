@@ -1,5 +1,6 @@
 """Back ends of attention against the float32 reference."""
 
+import os
 import re
 
 import jax
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from vitscale.core.errors import UserError
-from vitscale.nn import attention
+from vitscale.nn import attention, tiled
 
 
 def qkv(nq, n, heads=2, head_dim=8, dtype=jnp.float32):
@@ -49,9 +50,11 @@ WHO = {
 
 
 @pytest.mark.parametrize("who", WHO)
-@pytest.mark.parametrize("backend", ["xla", "chunked"])
+@pytest.mark.parametrize("backend", ["xla", "chunked", "grouped"])
 def test_equals_reference(backend, who, monkeypatch):
-  monkeypatch.setattr(attention, "BLOCK", 4)  # 7 keys: two blocks, padding
+  monkeypatch.setattr(tiled, "BLOCK", 4)  # 7 keys: two blocks, padding
+  # Two of the four heads at a time.
+  monkeypatch.setattr(tiled, "GROUP", 2 * 7 * 7 / (os.cpu_count() or 1))
   for nq, n in [(7, 7)] if who in ("segments", "both") else [(7, 7), (1, 6)]:
     want = results("reference", nq, n, **WHO[who](n))
     got = results(backend, nq, n, **WHO[who](n))
@@ -68,7 +71,7 @@ def test_reference_is_softmax_attention():
   np.testing.assert_allclose(got, want, atol=1e-6)
 
 
-@pytest.mark.parametrize("backend", ["reference", "xla", "chunked"])
+@pytest.mark.parametrize("backend", ["reference", "xla", "chunked", "grouped"])
 def test_hidden_keys_change_nothing(backend):
   q, k, v, _ = qkv(6, 6)
   lengths = jnp.array([4, 6])
@@ -78,7 +81,7 @@ def test_hidden_keys_change_nothing(backend):
   np.testing.assert_array_equal(a[0, :4], b[0, :4])
 
 
-@pytest.mark.parametrize("backend", ["reference", "xla", "chunked"])
+@pytest.mark.parametrize("backend", ["reference", "xla", "chunked", "grouped"])
 def test_no_key_at_all_is_finite(backend):
   q, k, v, _ = qkv(4, 4)
   loss = lambda q: attention.attend(

@@ -5,12 +5,16 @@ import functools
 import jax
 
 # XLA's CPU back end hands products and sums to a library (YNNPACK) that is
-# slower than its own kernels at a ViT's shapes: experiments/speed.
-CPU = {"xla_cpu_experimental_ynn_fusion_type": ""}
+# slower than its own kernels at a ViT's shapes, and by default fills only half
+# of an AVX-512 register: experiments/speed.
+CPU = {
+  "xla_cpu_experimental_ynn_fusion_type": "",
+  "xla_cpu_prefer_vector_width": 512,
+}
 
 
 @functools.cache
-def options(platform: str) -> dict[str, str]:
+def options(platform: str) -> dict[str, str | int]:
   """For `jax.jit(compiler_options=)` on "cpu" | "gpu" | "tpu".
 
   A version of jaxlib that doesn't know an option goes without it.

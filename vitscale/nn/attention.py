@@ -1,8 +1,7 @@
 """Bidirectional attention: one function, several back ends, one module.
 
     reference  logits and softmax in float32, written out; the truth in tests
-    grouped    the same for a few heads at a time, recomputed in the backward
-               pass: their logits stay in a CPU's cache
+    grouped    a few heads at a time: their logits stay in a CPU's cache
     xla        jax.nn.dot_product_attention; short sequences, any device
     chunked    scan over blocks of keys, memory linear in the length
     cudnn      fused kernel, NVIDIA GPUs from Ampere on, half precision
@@ -11,9 +10,7 @@ Which tokens may see each other is said by `lengths` or `segment_ids`, never
 by a dense mask: a mask of 50,000 x 50,000 would be larger than the model.
 """
 
-import functools
 import math
-import os
 
 import flax.linen as nn
 import jax
@@ -22,20 +19,13 @@ from jax.ad_checkpoint import checkpoint_name
 
 from vitscale.core import sharding
 from vitscale.core.errors import UserError, nearest
-from vitscale.nn import position
+from vitscale.nn import position, tiled
 from vitscale.nn.linear import Linear
 from vitscale.nn.norm import LayerNorm
 
 BACKENDS = ("auto", "reference", "grouped", "xla", "chunked", "cudnn")
 LONG = 2048  # keys from which the (n, n) logits are no longer stored
-BLOCK = 512  # keys per step of the chunked back end
 GROUPED = 2**14  # logits of a head from which CPUs take the grouped back end
-GROUP = 2**17  # float32 logits per core that it holds at a time, half a MB
-MASKED = -1e30  # finite, so that a row without any key stays finite
-NOBODY = -(2**31)  # the segment of keys nobody may see
-
-# What a remat policy can keep by name.
-OUT, LSE = "attention_out", "attention_lse"
 
 
 def choose(
@@ -143,15 +133,15 @@ def attend(
   if name == "reference":
     out = _reference(q, k, v, ids)
   elif name == "grouped":
-    out = _grouped(q, k, v, ids)
+    out = tiled.grouped(q, k, v, ids)
   elif name == "xla":
-    mask = None if ids is None else _mask(*ids)
+    mask = None if ids is None else tiled.mask(*ids)
     out = jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="xla")
   elif name == "chunked":
-    out = _chunked_padded(q, k, v, ids)
+    out = tiled.chunked(q, k, v, ids)
   else:
     out = _cudnn(q, k, v, lengths)
-  return checkpoint_name(out, OUT)
+  return checkpoint_name(out, tiled.OUT)
 
 
 Ids = tuple[jax.Array, jax.Array]
@@ -167,13 +157,8 @@ def _ids(nq, n, lengths, segment_ids) -> Ids | None:
   else:
     of_q = of_k = segment_ids.astype(jnp.int32)
   if lengths is not None:
-    of_k = jnp.where(jnp.arange(n) < lengths[:, None], of_k, NOBODY)
+    of_k = jnp.where(jnp.arange(n) < lengths[:, None], of_k, tiled.NOBODY)
   return of_q, of_k
-
-
-def _mask(of_q: jax.Array, of_k: jax.Array) -> jax.Array:
-  """(b, 1, nq, n) bool."""
-  return (of_q[:, :, None] == of_k[:, None, :])[:, None]
 
 
 def _reference(q, k, v, ids):
@@ -182,32 +167,9 @@ def _reference(q, k, v, ids):
   )
   logits *= q.shape[-1] ** -0.5
   if ids is not None:
-    logits = jnp.where(_mask(*ids), logits, MASKED)
+    logits = jnp.where(tiled.mask(*ids), logits, tiled.MASKED)
   weights = jax.nn.softmax(logits, -1).astype(v.dtype)
   return jnp.einsum("bhqk,bkhd->bqhd", weights, v)
-
-
-def _grouped(q, k, v, ids):
-  """`_reference` over groups of heads, one after another.
-
-  A group takes them of all examples, so a mesh that splits examples or heads
-  would have to gather.
-  """
-  b, nq, h, hd = q.shape
-  n = k.shape[1]
-  most = max(GROUP * (os.cpu_count() or 1) // (nq * n), 1)
-  size = max(i for i in range(1, min(most, b * h) + 1) if b * h % i == 0)
-
-  def split(x):  # (b, n, h, hd) -> (groups, size, n, 1, hd)
-    return x.swapaxes(1, 2).reshape(-1, size, x.shape[1], 1, hd)
-
-  if ids is not None:
-    each = lambda x: jnp.repeat(x, h, 0).reshape(-1, size, x.shape[1])
-    ids = tuple(each(x) for x in ids)
-  # A loop's body can't be merged with its recomputation: no barrier needed.
-  attend = jax.checkpoint(lambda part: _reference(*part), prevent_cse=False)
-  out = jax.lax.map(attend, (split(q), split(k), split(v), ids))
-  return out.reshape(b, h, nq, hd).swapaxes(1, 2)
 
 
 def _cudnn(q, k, v, lengths):
@@ -235,101 +197,6 @@ def _cudnn(q, k, v, lengths):
     implementation="cudnn",
   )
   return out[:, :nq]
-
-
-# ------------------------------------------------------------------ chunked
-# Online log-sum-exp (Milakov & Gimelshein, 1805.02867; Rabe & Staats,
-# 2112.05682). The backward pass is written by hand: differentiating the scan
-# would keep its carry of (n, hd) once per block, quadratic again.
-
-
-def _chunked_padded(q, k, v, ids):
-  b, nq, _, _ = q.shape
-  n = k.shape[1]
-  block = min(BLOCK, n)
-  pad = -n % block
-  if ids is None:
-    ids = jnp.zeros((b, nq), jnp.int32), jnp.zeros((b, n), jnp.int32)
-  of_q, of_k = ids
-  of_k = jnp.pad(of_k, ((0, 0), (0, pad)), constant_values=NOBODY)
-  k, v = (jnp.pad(x, ((0, 0), (0, pad), (0, 0), (0, 0))) for x in (k, v))
-  return _chunked(q, k, v, of_q, of_k, block)
-
-
-def _blocks(x: jax.Array, block: int) -> jax.Array:
-  """(b, n, ...) -> (n / block, b, block, ...)."""
-  x = x.reshape(x.shape[0], -1, block, *x.shape[2:])
-  return jnp.moveaxis(x, 1, 0)
-
-
-def _logits(q, k, of_q, of_k):
-  """(b, h, nq, block) float32 and which of them count."""
-  s = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32)
-  return s * q.shape[-1] ** -0.5, _mask(of_q, of_k)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
-def _chunked(q, k, v, of_q, of_k, block):
-  return _chunked_forward(q, k, v, of_q, of_k, block)[0]
-
-
-def _chunked_forward(q, k, v, of_q, of_k, block):
-  b, nq, h, hd = q.shape
-
-  def step(carry, part):
-    top, total, out = carry  # (b, h, nq), (b, h, nq), (b, h, nq, hd)
-    k, v, of_k = part
-    s, mask = _logits(q, k, of_q, of_k)
-    s = jnp.where(mask, s, MASKED)
-    new = jnp.maximum(top, s.max(-1))
-    p, fade = jnp.exp(s - new[..., None]), jnp.exp(top - new)
-    total = total * fade + p.sum(-1)
-    out = out * fade[..., None] + jnp.einsum(
-      "bhqk,bkhd->bhqd",
-      p.astype(v.dtype),
-      v,
-      preferred_element_type=jnp.float32,
-    )
-    return (new, total, out), None
-
-  start = (
-    jnp.full((b, h, nq), MASKED),
-    jnp.zeros((b, h, nq)),
-    jnp.zeros((b, h, nq, hd)),
-  )
-  parts = tuple(_blocks(x, block) for x in (k, v, of_k))
-  (top, total, out), _ = jax.lax.scan(step, start, parts)
-  out = (out / total[..., None]).astype(q.dtype).swapaxes(1, 2)
-  # Named here too: these are the residuals that a remat policy must see.
-  out = checkpoint_name(out, OUT)
-  lse = checkpoint_name(top + jnp.log(total), LSE)
-  return out, (q, k, v, of_q, of_k, out, lse)
-
-
-def _chunked_backward(block, residuals, dout):
-  q, k, v, of_q, of_k, out, lse = residuals
-  scale = q.shape[-1] ** -0.5
-  dot = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
-  delta = dot("bqhd,bqhd->bhq", dout, out)[..., None]
-
-  def step(dq, part):
-    k, v, of_k = part
-    s, mask = _logits(q, k, of_q, of_k)
-    p = jnp.where(mask, jnp.exp(s - lse[..., None]), 0.0)
-    dv = dot("bhqk,bqhd->bkhd", p.astype(q.dtype), dout)
-    ds = p * (dot("bqhd,bkhd->bhqk", dout, v) - delta) * scale
-    ds = ds.astype(q.dtype)
-    dk = dot("bhqk,bqhd->bkhd", ds, q)
-    dq = dq + dot("bhqk,bkhd->bqhd", ds, k)
-    return dq, (dk.astype(k.dtype), dv.astype(v.dtype))
-
-  parts = tuple(_blocks(x, block) for x in (k, v, of_k))
-  dq, (dk, dv) = jax.lax.scan(step, jnp.zeros(q.shape, jnp.float32), parts)
-  whole = lambda x, like: jnp.moveaxis(x, 0, 1).reshape(like.shape)
-  return dq.astype(q.dtype), whole(dk, k), whole(dv, v), None, None
-
-
-_chunked.defvjp(_chunked_forward, _chunked_backward)
 
 
 # ------------------------------------------------------------------- module
