@@ -1,4 +1,4 @@
-"""Scaling laws from points: numpy and scipy only, no model code, no jax.
+"""Scaling laws from points: no model code; jax only inside of a fit.
 
 from vitscale import laws
 fit = laws.fit(laws.power_constant("p", exponent=(0, 4)), rows, groups="run")
@@ -7,13 +7,34 @@ fit = laws.fit(laws.power_constant("p", exponent=(0, 4)), rows, groups="run")
 from vitscale.laws.curves import Gain, flattened, gain_from_doubling
 from vitscale.laws.fit import Fit, fit
 from vitscale.laws.forecast import Forecast, forecast
-from vitscale.laws.forms import Law, Parameter, power, power_constant
+from vitscale.laws.forms import Law, Parameter
 from vitscale.laws.intervals import (
   Difference,
   Trend,
   difference,
   jonckheere,
   page_trend,
+)
+from vitscale.laws.joint import (
+  chinchilla,
+  elastic,
+  gadre,
+  ghorbani,
+  kaplan,
+  muennighoff,
+  sovit,
+)
+from vitscale.laws.registry import LAWS, named
+from vitscale.laws.single import (
+  bnsl,
+  henighan,
+  patch,
+  power,
+  power_constant,
+  saturating,
+  shifted,
+  tokenizer,
+  zhai,
 )
 from vitscale.laws.verdict import Verdict, all_of, decide, within
 
@@ -22,20 +43,37 @@ __all__ = [
   "Fit",
   "Forecast",
   "Gain",
+  "LAWS",
   "Law",
   "Parameter",
   "Trend",
   "Verdict",
   "all_of",
+  "bnsl",
+  "chinchilla",
   "decide",
   "difference",
+  "elastic",
   "fit",
   "flattened",
   "forecast",
+  "gadre",
   "gain_from_doubling",
+  "ghorbani",
+  "henighan",
   "jonckheere",
+  "kaplan",
+  "muennighoff",
+  "named",
+  "p",
   "page_trend",
+  "patch",
   "power",
   "power_constant",
+  "saturating",
+  "shifted",
+  "sovit",
+  "tokenizer",
   "within",
+  "zhai",
 ]

@@ -68,10 +68,11 @@ def read(
         f"column {name!r} has {len(v)} rows, {y!r} has {len(loss)}"
       )
 
-  n, k = len(loss), len(law.parameters)
+  n, k = len(loss), len(law.free)
   if n < k:
+    names = ", ".join(p.name for p in law.free)
     raise UserError(
-      f"law {law.name!r} has {k} parameters ({', '.join(law.names)}), the data "
+      f"law {law.name!r} has {k} parameters ({names}), the data "
       f"only {n} {'point' if n == 1 else 'points'}"
     )
   distinct = len(np.unique(np.stack(x, -1), axis=0))

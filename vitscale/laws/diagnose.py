@@ -1,14 +1,17 @@
 """What a fit must admit: noise, lack of fit, degeneracy, thin data."""
 
+from typing import Any
+
 import numpy as np
 from scipy import special
 
-from vitscale.laws import intervals
+from vitscale.laws import intervals, solve
 from vitscale.laws.data import Points
 from vitscale.laws.forms import Law
 
 Array = np.ndarray
 _EDGE = 1e-6  # share of a range that counts as "at the bound"
+_SINGULAR = 1e13  # condition number past which float64 sees no difference
 
 
 def noise(points: Points, residual: Array, k: int) -> tuple[float, float]:
@@ -32,27 +35,64 @@ def noise(points: Points, residual: Array, k: int) -> tuple[float, float]:
   return sigma, lack
 
 
+def search(law: Law, points: Points, best: Any, w: Array) -> dict[str, Any]:
+  """How the optimum was found, and how well the data determine it there."""
+  where = solve.frame(law, points.x, points.y)
+  t, k = best.t, len(law.linear)
+  fixed = dict(law.pinned)
+  free = [i for i, p in enumerate(law.parameters) if p.name not in fixed]
+  bounds = []
+  for i in free:
+    span = where.high[i] - where.low[i]
+    edge = _EDGE * (span if np.isfinite(span) else 1.0)
+    if i >= k and min(t[i] - where.low[i], where.high[i] - t[i]) <= edge:
+      bounds.append(law.parameters[i].name)
+  columns = []
+  for i in free:
+    h = 1e-6 * max(abs(t[i]), 1e-2)
+    ends = np.stack([t, t])
+    ends[0, i], ends[1, i] = t[i] - h, t[i] + h
+    values = solve.outer(law, where, ends)
+    loss = law.at(list(points.x), [np.asarray(v)[:, None] for v in values])
+    low, high = np.log(np.maximum(loss, 1e-300))
+    columns.append((high - low) / (2 * h) * np.sqrt(w))
+  scale = [np.linalg.norm(c) for c in columns]
+  condition = float("inf")
+  if min(scale) > 0:
+    jacobian = np.stack([c / s for c, s in zip(columns, scale)], -1)
+    condition = float(np.linalg.cond(jacobian) ** 2)
+  return {
+    "converged": best.converged,
+    "starts": best.starts,
+    "agree": best.agree,
+    "start_gap": best.start_gap,
+    "condition": condition,
+    "bounds": bounds,
+  }
+
+
 def degenerate(
   law: Law,
-  params: dict[str, float],
+  found: dict[str, Any],
   points: Points,
   residual: Array,
   w: Array,
 ) -> list[str]:
   """Reasons why the parameters are not determined."""
   reasons = []
-  for p in law.shape:
-    span = p.high - p.low
-    value = params[p.name]
-    if min(value - p.low, p.high - value) <= _EDGE * span:
-      reasons.append(
-        f"degenerate: {p.name} = {value:g} sits at the bound of its range "
-        f"[{p.low:g}, {p.high:g}]"
-      )
+  if not found["converged"]:
+    reasons.append("degenerate: the fit did not converge")
+  for name in found["bounds"]:
+    reasons.append(f"degenerate: {name} sits at the bound of its range")
+  if not found["condition"] < _SINGULAR:
+    reasons.append(
+      "degenerate: a combination of the parameters changes nothing"
+      f" (condition number {found['condition']:.1g})"
+    )
   log = np.log(points.y)
   flat = (w * (log - np.average(log, weights=w)) ** 2).sum()
   curved = (w * residual**2).sum()
-  extra, dof = len(law.parameters) - 1, points.n - len(law.parameters)
+  extra, dof = len(law.free) - 1, points.n - len(law.free)
   p = 1.0
   if flat > 1e-24 * points.n:
     ratio = np.inf if curved <= 1e-24 * points.n else flat / curved - 1
@@ -78,7 +118,7 @@ def warnings(
   lack: float,
 ) -> list[str]:
   out = []
-  k, variables = len(law.parameters), ", ".join(law.variables)
+  k, variables = len(law.free), ", ".join(law.variables)
   cells = int(points.cell.max()) + 1
   if points.n < k + 1:
     out.append(
@@ -115,9 +155,11 @@ def warnings(
       f"{', '.join(f'{v:g}' for v in where)}: its noise is not in the interval"
     )
   for p in law.shape if kind else ():
-    span = _EDGE * (p.high - p.low)
+    if p.per or p.name not in {q.name for q in law.free}:
+      continue
+    edge = _EDGE * (p.high - p.low)
     v = draws[p.name]
-    share = float(((v - p.low <= span) | (p.high - v <= span)).mean())
+    share = float(((v - p.low <= edge) | (p.high - v <= edge)).mean())
     if share > 0.025:
       out.append(
         f"{share:.0%} of the draws put {p.name} at a bound: its interval is "

@@ -6,10 +6,12 @@
 
 The default objective is the mean squared log residual: seeds scatter around
 their law by a few per cent, symmetrically in logs. `huber` (delta 1e-3) is the
-one Hoffmann et al. (2203.15556) use over points of unequal trust.
+one Hoffmann et al. (2203.15556) use over points of unequal trust, `lad` (least
+absolute deviations) its limit.
 """
 
 import dataclasses
+import math
 import time
 from typing import Any, Literal
 
@@ -17,9 +19,9 @@ import numpy as np
 
 from vitscale.core.errors import UserError
 from vitscale.laws import data as tables
-from vitscale.laws import diagnose, intervals
+from vitscale.laws import diagnose, intervals, solve
 from vitscale.laws.forms import Law
-from vitscale.laws.solve import Objective, Solution, project
+from vitscale.laws.objective import Objective
 
 Array = np.ndarray
 
@@ -30,7 +32,7 @@ class Fit:
 
   Attributes:
     params: best value of each parameter.
-    objective: its value; the mean for mse and log-mse, the sum for huber.
+    objective: its value, a sum over points.
     n: points; `dof` the degrees of freedom behind the intervals.
     sigma: run-to-run noise, standard deviation of ln loss; from repeats at
       equal x where there are any, else from the residuals.
@@ -39,6 +41,9 @@ class Fit:
     degenerate: why the parameters mean nothing, empty if they do.
     warnings: plain sentences, the degeneracies among them.
     draws: parameter -> (bootstrap,) resampled values.
+    search: how the optimum was found: `converged`, `starts`, `agree` (share
+      of starts that ended there), `start_gap` (relative distance of the best
+      start), `condition` (of the scaled Gauss-Newton matrix), `bounds`.
   """
 
   law: Law
@@ -46,7 +51,7 @@ class Fit:
   objective: float
   objective_name: str
   n: int
-  dof: int
+  dof: float
   sigma: float
   rmse_log: float
   r2: float
@@ -58,6 +63,7 @@ class Fit:
   interval: str
   seed: int
   seconds: dict[str, float]
+  search: dict[str, Any] = dataclasses.field(default_factory=dict)
 
   def ci(self, level: float = 0.95) -> dict[str, tuple[float, float]]:
     """Bootstrap interval of each parameter; NaN where there is none.
@@ -121,10 +127,12 @@ class Fit:
       "formula": self.law.formula,
       "source": self.law.source,
       "params": {k: _number(v) for k, v in self.params.items()},
+      "derived": {k: _number(v) for k, v in self.derived.items()},
+      "pinned": dict(self.law.pinned),
       "se": {k: _number(v) for k, v in self.se().items()},
       "ci95": ci,
       "n": self.n,
-      "dof": self.dof,
+      "dof": _number(self.dof),
       "objective": {"name": self.objective_name, "value": self.objective},
       "sigma_log": _number(self.sigma),
       "rmse_log": _number(self.rmse_log),
@@ -140,8 +148,14 @@ class Fit:
       },
       "degenerate": list(self.degenerate),
       "warnings": list(self.warnings),
+      "search": self.search,
       "seconds": self.seconds,
     }
+
+  @property
+  def derived(self) -> dict[str, float]:
+    """What follows from the parameters, such as allocation exponents."""
+    return self.law.derived(self.params) if self.law.derived else {}
 
 
 def fit(
@@ -152,7 +166,8 @@ def fit(
   weights: str | Array | None = None,
   objective: str = "log-mse",
   groups: str | Array | None = None,
-  resample: Literal["auto", "pooled", "stratified"] = "auto",
+  resample: Literal["auto", "pooled", "stratified", "case"] = "auto",
+  starts: int = 8,
   bootstrap: int = 4000,
   seed: int = 0,
 ) -> Fit:
@@ -163,12 +178,14 @@ def fit(
     data: dict of columns, data frame, or list of row dicts.
     y: column of the loss.
     weights: column or array of positive weights; default all equal.
-    objective: `log-mse`, `mse`, `huber` or `huber:DELTA`.
+    objective: see `Objective.parse`.
     groups: column or array saying which rows come from one run; default each
       row is a run.
     resample: what the bootstrap draws, see `intervals`: "pooled" the residuals
       of runs over all x, "stratified" runs among those measured at the same
-      x; "auto" is pooled where each run has one row.
+      x, "case" rows with their x. "auto" is stratified where runs have
+      several rows, pooled where x repeat or rows are few, else case.
+    starts: how many of the Sobol starts are polished.
     bootstrap: number of draws; 0 for none.
     seed: of the resampling.
 
@@ -177,34 +194,32 @@ def fit(
   """
   points = tables.read(law, data, y=y, weights=weights, groups=groups)
   goal = Objective.parse(objective)
-  start = time.perf_counter()
   w = points.weights / points.weights.mean()
-  best = project(
-    law, points.x, points.y[None], w[None], goal, grid=257, zooms=20, steps=100
-  )
-  params = _named(law, best, 0)
+  best = solve.best(law, points, goal, w, starts=starts)
+  params = dict(zip(law.names, best.params))
   fitted = law(params, **dict(zip(law.variables, points.x)))
+  search = diagnose.search(law, points, best, w)
   mid = time.perf_counter()
 
   residual = np.log(fitted) - np.log(points.y)
-  noise, lack = diagnose.noise(points, residual, len(law.parameters))
+  noise, lack = diagnose.noise(points, residual, len(law.free))
   plan = intervals.design(points.x, points.groups)
   kind, draws, dof = _bootstrap(
-    law, points, w, goal, plan, fitted, residual, resample, bootstrap, seed
-  )
-  degenerate = tuple(diagnose.degenerate(law, params, points, residual, w))
+    law, points, w, goal, plan, fitted, residual, resample, bootstrap, seed,
+    best.t,
+  )  # fmt: skip
+  degenerate = tuple(diagnose.degenerate(law, search, points, residual, w))
   named = dict(zip(law.names, draws.T))
   warnings = (
     *degenerate,
     *diagnose.warnings(law, params, points, plan, bootstrap, kind, named, lack),
   )
-  total = float(best.value[0])
   spread = np.log(points.y) - np.average(np.log(points.y), weights=w)
   r2 = 1 - (w * residual**2).sum() / max((w * spread**2).sum(), 1e-300)
   return Fit(
     law=law,
     params=params,
-    objective=total if goal.name.startswith("huber") else total / points.n,
+    objective=best.value,
     objective_name=goal.name,
     n=points.n,
     dof=dof,
@@ -219,15 +234,12 @@ def fit(
     interval=kind,
     seed=seed,
     seconds={
-      "fit": round(mid - start, 6),
+      "compile": round(best.compile, 6),
+      "fit": round(best.seconds, 6),
       "bootstrap": round(time.perf_counter() - mid, 6),
     },
+    search=search,
   )
-
-
-def _named(law: Law, solution: Solution, row: int) -> dict[str, float]:
-  values = (*solution.linear[row], *solution.shape[row])
-  return {k: float(v) for k, v in zip(law.names, values)}
 
 
 def _bootstrap(
@@ -241,22 +253,37 @@ def _bootstrap(
   resample: str,
   draws: int,
   seed: int,
-) -> tuple[str, Array, int]:
+  start: Array,
+) -> tuple[str, Array, float]:
   """(kind or "", draws (d, k), degrees of freedom)."""
-  k = len(law.parameters)
+  k = len(law.free)
   rng = np.random.default_rng(seed)
   single = len(plan.stratum) == points.n
-  if resample not in ("auto", "pooled", "stratified"):
+  if resample not in ("auto", "pooled", "stratified", "case"):
     raise UserError(
-      f"resample is {resample!r}, must be auto, pooled or stratified"
+      f"resample is {resample!r}, must be auto, pooled, stratified or case"
     )
+  if resample == "auto" and single and not plan.dof and points.n >= 20 * k:
+    resample = "case"
   if resample == "pooled" and not single:
     raise UserError(
       f"resample='pooled' needs one row per run, {len(plan.stratum)} runs have "
       f"{points.n} rows; use 'stratified'"
     )
   pooled = resample != "stratified" and single
-  if draws and pooled and points.n > k:
+  if draws and resample == "case":
+    # numpy's legacy generator, as the published replication of Chinchilla
+    # (2404.10102) draws: the same seed gives the same resamples.
+    old = np.random.RandomState(seed)
+    picks = [old.choice(points.n, points.n) for _ in range(draws)]
+    counts = np.stack([np.bincount(p, minlength=points.n) for p in picks])
+    kind, dof, y, weights = (
+      "case bootstrap",
+      math.inf,
+      points.y[None],
+      w * counts,
+    )
+  elif draws and pooled and points.n > k:
     kind, dof = "pooled run bootstrap", points.n - k
     errors = (residual - residual.mean()) * np.sqrt(points.n / dof)
     picks = rng.integers(0, points.n, (draws, points.n))
@@ -267,8 +294,9 @@ def _bootstrap(
     y = points.y[None]
   else:
     return "", np.empty((0, k)), 0
-  found = project(law, points.x, y, weights, goal)
-  return kind, np.concatenate([found.linear, found.shape], -1), dof
+  where = solve.frame(law, points.x, points.y)
+  found, _, _ = solve.polish(law, where, goal, start[None], y, weights)
+  return kind, np.stack(solve.outer(law, where, found), -1), dof
 
 
 def _number(value: float) -> float | None:

@@ -1,15 +1,17 @@
-"""Laws as short declarations: what is linear, what is not, where from.
+"""What a law is: formula, parameters with bounds, what is linear, source.
 
-A law is `sum_i linear_i * basis_i(x; shape)`. With the shape parameters (the
-exponents) fixed, the linear ones are a small non-negative least-squares
-problem, so the fitter searches the exponents alone; see `solve.py`. Every
-form that separates this way (Chinchilla: E, A, B linear; alpha, beta shape)
-is one more function and one more `Law(...)`.
+    L = sum_i linear_i * basis_i(x; shape)
+
+With the shape parameters (exponents, scales) fixed, the linear ones are a small
+least-squares problem, and the fitter searches the others alone (`solve`). A
+formula that does not separate gives `value` instead and is searched whole.
+The catalogue is `catalogue.py`; your own law is `expression.law("E + A/N^a")`.
 """
 
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -18,16 +20,31 @@ from vitscale.core.errors import UserError, nearest
 Array = np.ndarray
 # (one array per variable, one per shape parameter) -> one per linear parameter
 Basis = Callable[[Sequence[Array], Sequence[Array]], tuple[Array, ...]]
+# (variables, all parameters in order) -> loss
+Value = Callable[[Sequence[Array], Sequence[Array]], Array]
 
 
 @dataclasses.dataclass(frozen=True)
 class Parameter:
-  """A named unknown. Linear ones are either free or bounded below by 0."""
+  """A named unknown.
+
+  Attributes:
+    low, high: bounds. Linear parameters are either free or bounded below by
+      0; the others need finite bounds.
+    meaning: in words, with its unit.
+    log: searched on a logarithmic scale (scales and counts).
+    per: a variable in whose unit it is measured: its bounds are multiples
+      of that variable's geometric mean in the data ("1/x" for its inverse).
+      "loss" measures it in the geometric mean of the losses, "floor" in the
+      smallest loss.
+  """
 
   name: str
   low: float = -math.inf
   high: float = math.inf
   meaning: str = ""
+  log: bool = False
+  per: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +59,10 @@ class Law:
     shape: the others, with finite bounds.
     basis: see `Basis`; broadcasts shape arrays against variable arrays.
     source: paper and section.
+    value: the formula of a law that does not separate; then `linear` is empty
+      and `basis` None.
+    pinned: parameters with a fixed value (see `pin`).
+    derived: further quantities from the parameters, for the card.
   """
 
   name: str
@@ -49,16 +70,34 @@ class Law:
   variables: tuple[str, ...]
   linear: tuple[Parameter, ...]
   shape: tuple[Parameter, ...]
-  basis: Basis
+  basis: Basis | None
   source: str
+  value: Value | None = None
+  pinned: tuple[tuple[str, float], ...] = ()
+  derived: Callable[[Mapping[str, float]], dict[str, float]] | None = None
 
   @property
   def parameters(self) -> tuple[Parameter, ...]:
+    """All of them, linear first."""
     return self.linear + self.shape
+
+  @property
+  def free(self) -> tuple[Parameter, ...]:
+    """Those a fit determines."""
+    fixed = dict(self.pinned)
+    return tuple(p for p in self.parameters if p.name not in fixed)
 
   @property
   def names(self) -> tuple[str, ...]:
     return tuple(p.name for p in self.parameters)
+
+  def at(self, x: Sequence[Any], values: Sequence[Any]) -> Any:
+    """Loss at variables `x` for parameter `values`, both in order."""
+    if self.value is not None:
+      return self.value(x, values)
+    k = len(self.linear)
+    columns = self.basis(x, values[k:])
+    return sum(c * column for c, column in zip(values[:k], columns))
 
   def __call__(self, params: Mapping[str, float | Array], **x) -> Array:
     """Loss at `x`; parameters and variables broadcast against each other."""
@@ -72,64 +111,41 @@ class Law:
     if missing:
       raise UserError(f"law {self.name!r} needs a value for {missing[0]!r}")
     values = [np.asarray(x[v], np.float64) for v in self.variables]
-    shape = [np.asarray(params[p.name], np.float64) for p in self.shape]
-    columns = self.basis(values, shape)
-    return sum(params[p.name] * c for p, c in zip(self.linear, columns))
+    given = [np.asarray(params[p.name], np.float64) for p in self.parameters]
+    return self.at(values, given)
+
+  def pin(self, **values: float) -> "Law":
+    """The law with some parameters fixed, as `law.pin(E=1.69)`.
+
+    Raises:
+      UserError: no such parameter, or a value outside of its bounds.
+    """
+    by_name = {p.name: p for p in self.parameters}
+    for name, value in values.items():
+      if name not in by_name:
+        raise UserError(
+          f"law {self.name!r} has no parameter {name!r}{nearest(name, by_name)}"
+        )
+      p = by_name[name]
+      bounded = not p.per
+      if bounded and not p.low <= value <= p.high:
+        raise UserError(
+          f"law {self.name!r}: {name}={value:g} lies outside of its bounds"
+          f" [{p.low:g}, {p.high:g}]"
+        )
+    pinned = {**dict(self.pinned), **values}
+    if len(pinned) == len(by_name):
+      raise UserError(f"law {self.name!r}: nothing is left to fit")
+    return dataclasses.replace(self, pinned=tuple(sorted(pinned.items())))
 
 
-def _power(x: Sequence[Array], shape: Sequence[Array]) -> tuple[Array, ...]:
-  (p,), (a,) = x, shape
-  return (p**a,)
+def positive(name: str, meaning: str = "") -> Parameter:
+  """A linear parameter that is not negative."""
+  return Parameter(name, 0.0, meaning=meaning)
 
 
-def _constant_power(
-  x: Sequence[Array], shape: Sequence[Array]
-) -> tuple[Array, ...]:
-  (p,), (a,) = x, shape
-  power = p**a
-  return np.ones_like(power), power
-
-
-_SOURCE = (
-  "Wang et al. 2025, arXiv 2502.03738, scaling figure (log-log; the constants "
-  "are not printed, the offset is read off the tick spacing)"
-)
-
-
-def power(
-  variable: str = "p",
-  *,
-  exponent: tuple[float, float] = (-5.0, 5.0),
-  source: str = _SOURCE,
-) -> Law:
-  """`L = c p^a`: no floor, a straight line in log-log axes."""
-  return Law(
-    name="power",
-    formula=f"L = c {variable}^a",
-    variables=(variable,),
-    linear=(Parameter("c", 0.0, meaning=f"loss at {variable} = 1"),),
-    shape=(Parameter("a", *exponent, meaning="exponent"),),
-    basis=_power,
-    source=source,
-  )
-
-
-def power_constant(
-  variable: str = "p",
-  *,
-  exponent: tuple[float, float] = (-5.0, 5.0),
-  source: str = _SOURCE,
-) -> Law:
-  """`L = L0 + c p^a`: a power law above the floor L0 >= 0."""
-  return Law(
-    name="power_constant",
-    formula=f"L = L0 + c {variable}^a",
-    variables=(variable,),
-    linear=(
-      Parameter("L0", 0.0, meaning="irreducible loss"),
-      Parameter("c", 0.0, meaning=f"reducible loss at {variable} = 1"),
-    ),
-    shape=(Parameter("a", *exponent, meaning="exponent"),),
-    basis=_constant_power,
-    source=source,
-  )
+def exponent(
+  name: str, meaning: str = "", *, low: float = 0.0, high: float = 3.0
+) -> Parameter:
+  """A shape parameter between bounds."""
+  return Parameter(name, low, high, meaning)

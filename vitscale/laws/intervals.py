@@ -94,6 +94,8 @@ def expanded(level: float, dof: float) -> float:
   """The level whose normal quantile equals the t quantile of `level`."""
   if not 0 < level < 1:
     raise UserError(f"level is {level}, must lie between 0 and 1, as 0.95")
+  if np.isinf(dof):
+    return level
   t = special.stdtrit(max(dof, 1), 0.5 + level / 2)
   return float(2 * special.ndtr(t) - 1)
 
