@@ -29,6 +29,7 @@ from vitscale.core import config as config_lib
 from vitscale.core.errors import UserError, nearest
 from vitscale.core.lock import hold
 from vitscale.core.log import read_json, write_json
+from vitscale.data import sources
 from vitscale.launch import board
 from vitscale.launch.local import TRAIN, Interrupted
 
@@ -221,9 +222,13 @@ def _found(run: Run, out: Path, force: bool, say: Any) -> Result | None:
   except UserError:
     old = None
   if old and old.get("config_digest") == config_lib.digest(run.config):
-    if not force:
+    before, now = old.get("data_fingerprint"), sources.fingerprint(run.config)
+    if force:
+      why = "--force"
+    elif before and now and before != now:
+      why = "its data changed"
+    else:
       return old
-    why = "--force"
   elif old:
     changed = config_lib.difference(old.get("config", {}), run.config)
     why = "; ".join(changed[:3]) or "another version of vitscale"

@@ -159,7 +159,7 @@ SCALES: dict[str, Scale] = {
   ),
 }  # fmt: skip
 
-GRID = (3e-3, 6e-3, 1.2e-2, 2.4e-2)  # starts in the middle, grows at edges
+START = (6e-3, 1.2e-2)  # the first rates; the grid grows where it must
 
 
 def config(
@@ -191,7 +191,7 @@ def config(
         "test": {"split": "test", "batch_size": 500, "data": fewer(4000)},
       },
       "log": {"every_percent": 12.5},
-      "checkpoint": {"keep": 1},
+      "checkpoint": {"keep": 1, "every_percent": 50.0},
       "law_variables": {"patch_size": patch},
     }
   )  # fmt: skip
@@ -269,7 +269,7 @@ def pilot_runs(scale: Scale, done: Mapping[str, Any]) -> dict[str, Run]:
   for name, arm in scale.arms.items():
     for patch in arm.patches:
       losses = pilot_losses(done, name, patch)
-      rates = sorted(set(GRID[1:3]) | set(losses))
+      rates = sorted(set(START) | set(losses))
       best = min(losses, key=losses.get) if losses else None
       if best is not None and len(losses) < 6 and np.isfinite(losses[best]):
         if best == rates[0]:

@@ -138,7 +138,7 @@ def test_pilots_use_their_own_seeds_and_grow_at_the_edge():
       "metrics": {"eval/val/nll": 1.0 - v["lr"]},  # best at the upper edge
     }  # fmt: skip
   more = [r for r in study.runs("tune", done) if r.name not in done]
-  assert {r.law_variables["lr"] for r in more} == {study.GRID[3]}
+  assert {r.law_variables["lr"] for r in more} == {2 * study.START[1]}
 
 
 @pytest.mark.parametrize("scale", ["quick", "cpu"])

@@ -226,7 +226,8 @@ def decode(path: str | Path, channels: int = 3) -> np.ndarray:
     reason = str(e).split("\n")[0].replace(f" {str(path)!r}", "")
     raise UserError(
       f"cannot read image {path}: {reason or type(e).__name__}; remove it, "
-      f"or set check=True to leave out all such files"
+      "or set data.check=True to leave out all such files, and start a new "
+      "workdir: the data are others then"
     ) from e
 
 
