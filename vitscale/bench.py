@@ -57,6 +57,7 @@ class Bench:
   log_steps: int
   checkpoint_steps: int
   facts: dict[str, Any]  # run.json: params, FLOPs, tokens, fingerprints
+  parameters: str  # a table: shape, axes, placement; rate and decay
 
 
 def build(config: Mapping[str, Any]) -> Bench:
@@ -174,6 +175,12 @@ def build(config: Mapping[str, Any]) -> Bench:
     log_steps=log_steps,
     checkpoint_steps=checkpoint_steps,
     facts=facts,
+    parameters="\n\n".join(
+      [
+        sharding.describe(names["params"], shapes["params"], placed["params"]),
+        *(player.table() for player in players.values()),
+      ]
+    ),
   )
 
 

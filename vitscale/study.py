@@ -48,12 +48,15 @@ class Run:
       (params, flops, examples, ...).
     cost: expected cost in any unit, for order and ETA; estimated from
       examples and `law_variables["tokens"]` when missing.
+    may_fail: failing is an answer (a pilot whose rate was too high): it is
+      reported and does not fail the study.
   """
 
   name: str
   config: Mapping[str, Any]
   law_variables: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   cost: float | None = None
+  may_fail: bool = False
 
 
 def run_study(
@@ -126,7 +129,9 @@ def run_study(
     }
     if status != "interrupted":
       study_report.judge(module, result, path.parent, start=start)
-      if errors or any(r["status"] != "finished" for r in result["runs"]):
+      if errors or any(
+        r["status"] != "finished" and not r["may_fail"] for r in result["runs"]
+      ):
         result["status"] = "failed"
     result["seconds"] = round(time.monotonic() - start, 1)
     write_json(out / "study.json", result)
@@ -286,6 +291,7 @@ def _result(run: Run, raw: Mapping[str, Any], workdir: Path) -> Result:
     "checkpoint": str(checkpoint) if checkpoint.is_dir() else None,
     "elastic": config_lib.to_dict(elastic) if elastic else None,
     "seconds": facts.get("seconds") or raw.get("seconds"),
+    "may_fail": run.may_fail,
   }
   extra = {k: raw[k] for k in ("error", "log") if raw.get(k)}
   return {**result, **extra}

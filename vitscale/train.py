@@ -30,7 +30,13 @@ from vitscale.core.checkpoint import CheckpointStore
 from vitscale.core.chrono import Chrono
 from vitscale.core.errors import UserError
 from vitscale.core.lock import hold
-from vitscale.core.log import Log, read_json, read_rows, write_json
+from vitscale.core.log import (
+  Log,
+  read_json,
+  read_rows,
+  write_json,
+  write_text,
+)
 from vitscale.data import sources
 
 Report = Callable[[Mapping[str, Any]], None]
@@ -47,7 +53,8 @@ def train(
   Args:
     config: a run's config (see configs/).
     workdir: folder of the run; made when missing. It holds run.json,
-      metrics.jsonl (the result), timing.jsonl (wall-clock) and checkpoints/.
+      metrics.jsonl (the result), timing.jsonl (wall-clock), parameters.txt
+      (who is where, who decays, who is frozen) and checkpoints/.
     report: called with progress (`step`, `total_steps`, `row`).
 
   Returns:
@@ -86,6 +93,7 @@ def train(
   before = (log.timing.last or {}).get("seconds", 0.0)
   run = describe(config, bench)
   write_json(workdir / "run.json", {**run, "status": "running"})
+  write_text(workdir / "parameters.txt", bench.parameters + "\n")
   chrono = Chrono(
     total_steps=bench.total_steps, batch_size=bench.batch_size, before=before
   )

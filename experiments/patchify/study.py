@@ -128,9 +128,10 @@ SCALES: dict[str, Scale] = {
   ),
   # two data sets, two controls, 3 seeds; at most 10 minutes on 2 cores
   "quick": Scale(QUICK, seeds=(0, 1, 2), steps=3000, rates="quick"),
-  # makes the learning rates of `quick`
+  # makes the learning rates of `quick`; fashion trains twice as long as there
   "tune": Scale(
-    QUICK, seeds=(), steps=3000, pilot_seeds=(1000, 1001), only_pilots=True
+    arms(*QUICK), seeds=(), steps=3000, pilot_seeds=(1000, 1001),
+    only_pilots=True,
   ),
   # everything, 1x1 on strokes included; at most 90 minutes on 2 cores
   "cpu": Scale(
@@ -241,6 +242,7 @@ def run(scale, name, patch, *, lr, seed, steps, half=False, pilot=False) -> Run:
       "pilot": pilot,
       "lr": lr,
     },
+    may_fail=pilot,  # a rate that is too high says so by diverging
   )
 
 

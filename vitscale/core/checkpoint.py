@@ -17,7 +17,7 @@ import orbax.checkpoint as ocp
 
 from vitscale.core import tree
 from vitscale.core.errors import UserError
-from vitscale.core.log import jsonable, write_json
+from vitscale.core.log import write_json
 
 MANIFEST = "MANIFEST.json"
 
@@ -163,8 +163,10 @@ def _check_leaves(path: Path, stored: Mapping[str, Any], abstract: Any) -> None:
 
 
 def _failed(path: Path, error: Exception) -> UserError:
-  text = str(jsonable(str(error))).splitlines() or [type(error).__name__]
+  text = (str(error).splitlines() or [type(error).__name__])[0]
+  if len(text) > 200:  # the path comes first, the cause last
+    text = f"... {text[-200:]}"
   return UserError(
-    f"checkpoint {path} could not be written ({text[0][:200]}); the run"
-    " resumes from the last complete one"
+    f"checkpoint {path} could not be written ({text}); the run resumes from the"
+    " last complete one"
   )

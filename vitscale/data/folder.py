@@ -76,10 +76,13 @@ def folder(
       f"folder: val and test are shares that leave something to train on, "
       f"got {val} and {test}"
     )
-  if not root.is_dir():
-    what = "is not a folder" if root.exists() else "does not exist"
-    raise UserError(f"image folder {root} {what}; {_RIGHT}")
-  names, files = _split(root, split, val, test)
+  try:
+    if not root.is_dir():
+      what = "is not a folder" if root.exists() else "does not exist"
+      raise UserError(f"image folder {root} {what}; {_RIGHT}")
+    names, files = _split(root, split, val, test)
+  except OSError as e:  # no permission, links in a circle
+    raise UserError(f"cannot list {e.filename or root}: {e.strerror}") from e
   if check:
     files = _readable(root, files, names if split == "train" else ())
   default = (_MEAN, _STD) if channels == 3 else ((0.449,), (0.226,))
