@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -70,16 +71,64 @@ def test_config_mistakes(command, args, message):
   assert message in command(*args)
 
 
-def test_key_that_nobody_reads(command, tmp_path):
-  (tmp_path / "mine.py").write_text(
+def mine(path, *changes):
+  """A config file of the user's: vit_fashion with some lines changed."""
+  lines = "".join(f"  config.{change}\n" for change in changes)
+  (path / "mine.py").write_text(
     "from vitscale.core import config as config_lib\n"
     "def get_config(arg=None):\n"
-    "  config = config_lib.load('vit_fashion').unlock()\n"
-    "  config.task.label_smothing = 0.1\n"
-    "  return config\n"
+    "  config = config_lib.load('vit_fashion:runlocal').unlock()\n"
+    f"{lines}  return config\n"
   )
-  text = command("mine.py")
+  return "mine.py"
+
+
+def test_key_that_nobody_reads(command, tmp_path):
+  text = command(mine(tmp_path, "task.label_smothing = 0.1"))
   assert "'task.label_smothing' is read by nobody" in text
+
+
+NAMELESS = """
+import flax.linen as nn
+
+class Model(nn.Module):
+  num_classes: int
+
+  @nn.compact
+  def __call__(self, image, *, train=False):
+    flat = image.reshape(len(image), -1)
+    return nn.Dense(self.num_classes, name="head")(flat), {
+      "features": [(image, (1, 1))],
+    }
+"""
+
+
+def test_parameter_without_axis_names(command, tmp_path, monkeypatch):
+  (tmp_path / "zoo_of_mine").mkdir()
+  (tmp_path / "zoo_of_mine" / "nameless.py").write_text(NAMELESS)
+  monkeypatch.syspath_prepend(tmp_path)
+  text = command(mine(tmp_path, "model = {'family': 'zoo_of_mine.nameless'}"))
+  assert "2 variables have no axis names" in text
+  assert "params/head/kernel" in text and "axes.param" in text
+
+
+@pytest.mark.parametrize(
+  ("change", "message"),
+  [
+    ("rules = {'params': {'expert': 'fsdp'}}",
+     "rule 'expert' matches no parameter"),
+    ("rules = {'params': {'embd': 'fsdp'}}",
+     "rule for unknown axis 'embd', did you mean 'embed'?"),
+    ("optim.freeze = ('haed/.*',)", "optim.freeze: 'haed/.*' fits no"),
+  ],
+)  # fmt: skip
+def test_rules_that_match_nothing(command, tmp_path, change, message):
+  assert message in command(mine(tmp_path, change))
+
+
+def test_rule_on_the_command_line_that_matches_nothing(command):
+  text = command("vit_fashion:runlocal", "optim.lr_mult=[('haed/.*', 10.0)]")
+  assert "optim.lr_mult: 'haed/.*' fits no" in text
 
 
 # --------------------------------------------------------------- folders
@@ -101,6 +150,25 @@ def test_folder_that_is_missing_or_empty(command, tmp_path):
   assert "no images below classes" in folder_line(command, "classes")
 
 
+def test_folder_that_cannot_be_listed(command, tmp_path, monkeypatch):
+  """Deeper than a path can be: not even root may list the innermost."""
+  here = tmp_path / "deep" / "cat"
+  here.mkdir(parents=True)
+  for _ in range(20):
+    monkeypatch.chdir(here)
+    here = Path("d" * 250)
+    here.mkdir()
+  monkeypatch.chdir(tmp_path)
+  assert "cannot list deep/cat/ddd" in folder_line(command, "deep")
+
+
+def test_link_that_leads_nowhere(command, tmp_path):
+  """A link to itself can't be followed; it must not end in a traceback."""
+  (tmp_path / "loop").mkdir()
+  (tmp_path / "loop" / "cat").symlink_to("cat")
+  assert "loop" in folder_line(command, "loop")
+
+
 def test_folder_without_classes(command, tmp_path):
   photos(tmp_path / "loose", classes=(".",))
   text = folder_line(command, "loose")
@@ -111,11 +179,11 @@ def test_file_that_cannot_be_read(command, tmp_path):
   root = photos(tmp_path / "torn")
   for path in root.rglob("*.png"):
     path.write_bytes(path.read_bytes()[:20])
-  text = folder_line(command, "torn")
+  spec = "vit_folder:path=torn,runlocal"
+  text = command(spec, "data.check=False")
   assert "cannot read image torn/" in text and ".png" in text
   assert "check=True" in text
-  spec = "vit_folder:path=torn,runlocal"
-  text = command(spec, "data.check=True")
+  text = folder_line(command, "torn")
   assert "4 of 4 images in torn are unreadable" in text
 
 

@@ -1,41 +1,19 @@
-"""The one loop: results, resume bit for bit, and every way it must refuse."""
+"""The one loop: what a run leaves, and every way it must refuse."""
 
 import itertools
-import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 
 from tests import toys
+from tests.runs import state_of
 from vitscale.bench import build
-from vitscale.core import sharding, tree
-from vitscale.core.checkpoint import CheckpointStore
+from vitscale.core import sharding
 from vitscale.core.errors import UserError
 from vitscale.core.lock import hold
 from vitscale.core.log import read_json, read_rows
 from vitscale.train import train
 from vitscale.workdir import load, runs
-
-
-def state_of(workdir):
-  """Every leaf of the last checkpoint, by name."""
-  config = toys.ConfigDict(read_json(workdir / "run.json")["config"])
-  state, _ = CheckpointStore(workdir / "checkpoints").restore(
-    build(config).abstract
-  )
-  return {k: np.asarray(v) for k, v in tree.flatten(state).items()}
-
-
-def assert_same_run(a, b):
-  left, right = state_of(a), state_of(b)
-  assert left.keys() == right.keys()
-  for name in left:
-    np.testing.assert_array_equal(left[name], right[name], err_msg=name)
-  assert (a / "metrics.jsonl").read_bytes() == (
-    b / "metrics.jsonl"
-  ).read_bytes()
 
 
 @pytest.fixture(scope="module")
@@ -82,76 +60,12 @@ def test_load_gives_the_averaged_weights(whole):
   assert runs(workdir.parent)[0]["eval/val/nll"] > 0
 
 
-KILLED = """
-import json, os, signal, sys
-from tests import toys
-from vitscale.train import train
-at = int(sys.argv[2])
-def report(state):
-  if state["step"] >= at:
-    os.kill(os.getpid(), signal.{signal})
-train(toys.config(), sys.argv[1], report=report)
-"""
-
-
-def killed(workdir, at, signal_name):
-  code = KILLED.format(signal=signal_name)
-  return subprocess.run(
-    [sys.executable, "-c", code, str(workdir), str(at)],
-    capture_output=True, text=True, timeout=300,
-  )  # fmt: skip
-
-
-@pytest.mark.parametrize("at", [4, 6])
-def test_sigkill_and_resume_is_bit_identical(whole, tmp_path, at):
-  workdir = tmp_path / "run"
-  process = killed(workdir, at, "SIGKILL")
-  assert process.returncode == -signal.SIGKILL, process.stderr
-  assert read_json(workdir / "run.json")["status"] == "running"
-  assert read_rows(workdir / "metrics.jsonl")[-1]["step"] == at
-  assert train(toys.config(), workdir)["status"] == "finished"
-  assert_same_run(workdir, whole[0])
-
-
-def test_sigterm_saves_and_resumes(whole, tmp_path):
-  workdir = tmp_path / "run"
-  process = killed(workdir, 6, "SIGTERM")
-  assert process.returncode == 0, process.stderr
-  run = read_json(workdir / "run.json")
-  assert run["status"] == "interrupted"
-  # The flag is seen after the step that was running.
-  assert (workdir / "checkpoints" / str(run["step"]) / "MANIFEST.json").exists()
-  assert train(toys.config(), workdir)["status"] == "finished"
-  assert_same_run(workdir, whole[0])
-
-
-def test_torn_last_line_is_dropped(whole, tmp_path):
-  workdir = tmp_path / "run"
-  killed(workdir, 6, "SIGKILL")
-  with open(workdir / "metrics.jsonl", "a") as file:
-    file.write('{"step": 8, "exam')
-  train(toys.config(), workdir)
-  assert_same_run(workdir, whole[0])
-
-
 def test_workdir_of_another_config_is_refused(whole):
   workdir, _ = whole
   before = (workdir / "run.json").read_bytes()
   with pytest.raises(UserError, match=r"optim.lr: 0.01 -> 0.02"):
     train(toys.config(optim__lr=0.02), workdir)
   assert (workdir / "run.json").read_bytes() == before
-
-
-def test_nan_loss_stops_with_the_last_good_checkpoint(tmp_path):
-  config = toys.config(
-    optim__lr=1e20, optim__clip_norm=0.0, optim__weight_decay=0.0
-  )
-  with pytest.raises(UserError, match=r"not finite since step \d") as error:
-    train(config, tmp_path / "run")
-  assert "optim.lr" in str(error.value)
-  assert read_json(tmp_path / "run" / "run.json")["status"] == "failed"
-  for path in (tmp_path / "run" / "checkpoints").glob("*/MANIFEST.json"):
-    assert f"step {path.parent.name} in" in str(error.value)
 
 
 def test_disk_full_while_logging(tmp_path):
@@ -255,13 +169,6 @@ def test_accumulation_equals_the_full_batch(tmp_path):
   one = train(toys.config(), tmp_path / "one")["metrics"]
   four = train(toys.config(accumulate=4), tmp_path / "four")["metrics"]
   assert four["train/loss"] == pytest.approx(one["train/loss"], rel=1e-4)
-
-
-def test_tensorboard_mirror(tmp_path):
-  pytest.importorskip("tensorboard", reason="the extra is not installed")
-  config = toys.config(log={"every_steps": 2, "tensorboard": True})
-  train(config, tmp_path / "run")
-  assert list((tmp_path / "run" / "tensorboard").glob("events*"))
 
 
 def test_a_workdir_in_use_is_refused(tmp_path):

@@ -46,6 +46,15 @@ def config(**changes) -> ConfigDict:
   return made
 
 
+def everything() -> ConfigDict:
+  """`config` with all that draws at random, for tests of resuming."""
+  made = config(
+    model__dropout=0.2, model__drop_path=0.2, task__mixup=0.3,
+  )  # fmt: skip
+  made.draws = {"patch_size": {"values": (2, 4), "weights": (1.0, 1.0)}}
+  return made
+
+
 # ------------------------------------------------------------------ BatchNorm
 
 

@@ -57,6 +57,7 @@ class Bench:
   log_steps: int
   checkpoint_steps: int
   facts: dict[str, Any]  # run.json: params, FLOPs, tokens, fingerprints
+  parameters: str  # a table: shape, axes, placement; rate and decay
 
 
 def build(config: Mapping[str, Any]) -> Bench:
@@ -66,13 +67,13 @@ def build(config: Mapping[str, Any]) -> Bench:
     UserError: unknown names, unread keys, shapes that don't fit.
   """
   read = config_lib.Reader(config)
-  batch_size, seed = read["batch_size"], read["seed"]
+  check_traced(config)
+  batch_size, _ = read["batch_size"], read["seed"]
   if type(batch_size) is not int or batch_size < 1:
     raise UserError(f"batch_size={batch_size!r}: should be 1 or more")
-  if type(seed) is not int or not 0 <= seed < 2**32:
-    raise UserError(f"seed={seed!r}: should be an integer in [0, 2^32)")
   mesh = sharding.make_mesh(read.group("mesh").kwargs() or None)
-  rules = sharding.RULES.override(**read.group("rules").kwargs())
+  asked = read.group("rules")
+  rules = sharding.RULES.override(asked.get("params"), asked.get("activations"))
   source, batches, batch = _train_data(read, batch_size, mesh, rules)
 
   # Model and task, as shapes.
@@ -174,7 +175,26 @@ def build(config: Mapping[str, Any]) -> Bench:
     log_steps=log_steps,
     checkpoint_steps=checkpoint_steps,
     facts=facts,
+    parameters="\n\n".join(
+      [
+        sharding.describe(names["params"], shapes["params"], placed["params"]),
+        *(player.table() for player in players.values()),
+      ]
+    ),
   )
+
+
+def check_traced(config: Mapping[str, Any]) -> None:
+  """Checks what is an input of the compiled step: seed and learning rate.
+
+  Raises:
+    UserError: missing or out of range.
+  """
+  read = config_lib.Reader(config)
+  seed, optimizer = read["seed"], read["optim"]
+  if type(seed) is not int or not 0 <= seed < 2**32:
+    raise UserError(f"seed={seed!r}: should be an integer in [0, 2^32)")
+  optim.settings(optimizer.kwargs())
 
 
 # -------------------------------------------------------------------- pieces
@@ -252,7 +272,8 @@ def _model(config, source) -> tuple[nn.Module, nn.Module]:
   kwargs.setdefault("num_classes", source.classes)
   for name in ("width", "depth", "mlp_dim", "num_heads"):
     size = kwargs.get(name, 1)
-    if type(size) is not int or size < 1:
+    each = size if isinstance(size, tuple | list) else [size]  # per stage
+    if not each or any(type(s) is not int or s < 1 for s in each):
       raise UserError(f"model.{name}={size!r}: should be 1 or more")
   known = [f.name for f in dataclasses.fields(family.Model)]
   for name in kwargs:

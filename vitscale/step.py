@@ -193,6 +193,9 @@ def window(
         batch,
       )
       seen += list(aux["metrics"])
+    twice = [name for name in seen if seen.count(name) > 1]
+    if twice:
+      raise UserError(f"two players log the metric {twice[0]!r}: rename one")
     names = names or seen
     if names != seen:
       raise UserError(f"metrics differ between draws: {names} and {seen}")

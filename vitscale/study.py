@@ -29,6 +29,7 @@ from vitscale.core import config as config_lib
 from vitscale.core.errors import UserError, nearest
 from vitscale.core.lock import hold
 from vitscale.core.log import read_json, write_json
+from vitscale.data import sources
 from vitscale.launch import board
 from vitscale.launch.local import TRAIN, Interrupted
 
@@ -47,12 +48,15 @@ class Run:
       (params, flops, examples, ...).
     cost: expected cost in any unit, for order and ETA; estimated from
       examples and `law_variables["tokens"]` when missing.
+    may_fail: failing is an answer (a pilot whose rate was too high): it is
+      reported and does not fail the study.
   """
 
   name: str
   config: Mapping[str, Any]
   law_variables: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   cost: float | None = None
+  may_fail: bool = False
 
 
 def run_study(
@@ -125,7 +129,9 @@ def run_study(
     }
     if status != "interrupted":
       study_report.judge(module, result, path.parent, start=start)
-      if errors or any(r["status"] != "finished" for r in result["runs"]):
+      if errors or any(
+        r["status"] != "finished" and not r["may_fail"] for r in result["runs"]
+      ):
         result["status"] = "failed"
     result["seconds"] = round(time.monotonic() - start, 1)
     write_json(out / "study.json", result)
@@ -221,9 +227,13 @@ def _found(run: Run, out: Path, force: bool, say: Any) -> Result | None:
   except UserError:
     old = None
   if old and old.get("config_digest") == config_lib.digest(run.config):
-    if not force:
+    before, now = old.get("data_fingerprint"), sources.fingerprint(run.config)
+    if force:
+      why = "--force"
+    elif before and now and before != now:
+      why = "its data changed"
+    else:
       return old
-    why = "--force"
   elif old:
     changed = config_lib.difference(old.get("config", {}), run.config)
     why = "; ".join(changed[:3]) or "another version of vitscale"
@@ -281,6 +291,7 @@ def _result(run: Run, raw: Mapping[str, Any], workdir: Path) -> Result:
     "checkpoint": str(checkpoint) if checkpoint.is_dir() else None,
     "elastic": config_lib.to_dict(elastic) if elastic else None,
     "seconds": facts.get("seconds") or raw.get("seconds"),
+    "may_fail": run.may_fail,
   }
   extra = {k: raw[k] for k in ("error", "log") if raw.get(k)}
   return {**result, **extra}

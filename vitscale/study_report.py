@@ -129,7 +129,7 @@ def _meta(result: Mapping[str, Any], folder: Path) -> dict[str, Any]:
   versions = facts.get("versions") or {}
   device = facts.get("devices") or ["unknown"]
   return {
-    "study": str(folder / "README.md"),
+    "study": f"{folder.name}/README.md",
     "scale": result["scale"],
     "runs": len(result["runs"]),
     "seconds": result["seconds"],

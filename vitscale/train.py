@@ -23,14 +23,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vitscale.bench import Bench, build
+from vitscale.bench import Bench, build, check_traced
 from vitscale.core import accounting, draws, optim, sharding
 from vitscale.core import config as config_lib
 from vitscale.core.checkpoint import CheckpointStore
 from vitscale.core.chrono import Chrono
 from vitscale.core.errors import UserError
 from vitscale.core.lock import hold
-from vitscale.core.log import Log, read_json, read_rows, write_json
+from vitscale.core.log import (
+  Log,
+  read_json,
+  read_rows,
+  write_json,
+  write_text,
+)
+from vitscale.data import sources
 
 Report = Callable[[Mapping[str, Any]], None]
 
@@ -46,7 +53,8 @@ def train(
   Args:
     config: a run's config (see configs/).
     workdir: folder of the run; made when missing. It holds run.json,
-      metrics.jsonl (the result), timing.jsonl (wall-clock) and checkpoints/.
+      metrics.jsonl (the result), timing.jsonl (wall-clock), parameters.txt
+      (who is where, who decays, who is frozen) and checkpoints/.
     report: called with progress (`step`, `total_steps`, `row`).
 
   Returns:
@@ -59,10 +67,11 @@ def train(
   workdir = Path(workdir).absolute()
   previous = claim(workdir, config)
   if previous and previous.get("status") == "finished":
+    check_data(workdir, previous, sources.fingerprint(config))
     return result(workdir, previous)
   lock = hold(workdir, "a run")
   bench = reuse(config)
-  check_data(workdir, previous, bench)
+  check_data(workdir, previous, bench.facts["data_fingerprint"])
   seed = np.uint32(config["seed"])
   lrs = {
     player.name: np.float32(
@@ -84,6 +93,7 @@ def train(
   before = (log.timing.last or {}).get("seconds", 0.0)
   run = describe(config, bench)
   write_json(workdir / "run.json", {**run, "status": "running"})
+  write_text(workdir / "parameters.txt", bench.parameters + "\n")
   chrono = Chrono(
     total_steps=bench.total_steps, batch_size=bench.batch_size, before=before
   )
@@ -119,6 +129,7 @@ def train(
             scores = bench.evals[label].run(state)
             row |= {f"eval/{label}/{k}": v for k, v in scores.items()}
           log.write(row, timing)
+          store.check()
           state["window"] = jax.tree.map(jnp.zeros_like, state["window"])
           if report:
             eta = chrono.eta(step)
@@ -134,7 +145,9 @@ def train(
     store.close()
   except BaseException as error:
     failed = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-    with contextlib.suppress(UserError):  # disk full: show the first error
+    with contextlib.suppress(UserError):  # show the first error
+      store.wait()  # what was saved before it is kept
+    with contextlib.suppress(UserError):
       write_json(
         workdir / "run.json", {**run, "status": failed, "error": str(error)}
       )
@@ -202,7 +215,8 @@ def check_finite(
   raise UserError(
     f"loss or gradient not finite since step {bad}; last good checkpoint:"
     f" {kept}. To go on, start a new workdir with a lower optim.lr (now"
-    f" {config['optim']['lr']}), a longer warm-up or optim.clip_norm"
+    f" {config['optim'].get('lr', optim.DEFAULTS['lr'])}), a longer warm-up or"
+    " optim.clip_norm"
   )
 
 
@@ -238,13 +252,13 @@ def claim(workdir: Path, config: Mapping[str, Any]) -> dict[str, Any] | None:
   return previous
 
 
-def check_data(workdir: Path, previous: Any, bench: Bench) -> None:
-  """A resumed run must see the data it started with."""
-  now = bench.facts["data_fingerprint"]
-  if previous and previous.get("data_fingerprint", now) != now:
+def check_data(workdir: Path, previous: Any, now: str | None) -> None:
+  """A run must see the data it started with (None: they are gone)."""
+  before = (previous or {}).get("data_fingerprint")
+  if before and now and before != now:
     raise UserError(
       f"the data of {workdir} changed since the run began"
-      f" ({previous['data_fingerprint']} -> {now}): choose another workdir"
+      f" ({before} -> {now}): choose another workdir"
     )
 
 
@@ -350,6 +364,7 @@ def reuse(config: Mapping[str, Any]) -> Bench:
   Both are inputs of the compiled step, so a sweep over them in one process
   neither traces nor compiles again.
   """
+  check_traced(config)
   plain = config_lib.to_dict(config)
   plain.pop("seed"), plain["optim"].pop("lr", None)
   key = json.dumps(plain, sort_keys=True)

@@ -295,9 +295,14 @@ def test_digest_sees_physics_only():
   base = config_lib.digest(example())
   assert len(base) == 16
   for where in config_lib.NOT_PHYSICS:
-    changed = example()
-    changed[where] = ConfigDict({"any": 1})
-    assert config_lib.digest(changed) == base, where
+    changed, (group, _, leaf) = example(), where.partition(".")
+    changed[group] = ConfigDict({leaf or "any": 1})
+    same = (
+      base
+      if not leaf
+      else config_lib.digest({**example().to_dict(), group: {}})
+    )
+    assert config_lib.digest(changed) == same, where
   for item in ("seed=1", "optim.lr=2e-3", "model.remat=full", "debug=True"):
     changed = example()
     override(changed, [item])
@@ -340,3 +345,24 @@ def test_difference_lists_changed_added_and_removed():
     "total_steps: (none) -> 5",
   ]
   assert config_lib.difference(example(), example()) == []
+
+
+def test_keys_that_a_config_leaves_out():
+  cfg = ConfigDict({"optim": {"lr": 1e-3}, "model": {"width": 8}})
+  override(
+    cfg,
+    ["ema=0.9", "mesh.fsdp=4", "model.drop_path=0.1", "optim.b1=0.8"]
+    + ["draws.patch_size.values=(2,4)"],
+  )
+  assert cfg.to_dict() == {
+    "optim": {"lr": 1e-3, "b1": 0.8},
+    "model": {"width": 8, "drop_path": 0.1},
+    "ema": 0.9,
+    "mesh": {"fsdp": 4},
+    "draws": {"patch_size": {"values": (2, 4)}},
+  }
+  for bad in ("optim.lrr=1", "model.widht=9", "emma=0.9", "mesh.fdsp=4"):
+    with pytest.raises(UserError, match="unknown config key"):
+      override(cfg, [bad])
+  with pytest.raises(UserError, match="should be float"):
+    override(ConfigDict(), ["ema=yes"])

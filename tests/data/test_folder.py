@@ -1,5 +1,10 @@
 """Folders of images, good and bad."""
 
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -215,6 +220,41 @@ def test_bad_layouts(tmp_path, kind, says):
   with pytest.raises(UserError, match=says) as e:
     folder(str(root))
   assert str(root) in str(e.value) and "\n" not in str(e.value)
+
+
+@pytest.fixture
+def shared():
+  """A folder that another user can reach; root's tmp_path is not."""
+  path = Path(tempfile.mkdtemp())
+  path.chmod(0o755)
+  yield path
+  shutil.rmtree(path)
+
+
+@pytest.mark.parametrize(
+  ("closed", "mode"),
+  [
+    ("photos", 0o000),
+    ("photos/cat", 0o000),
+    ("photos/cat", 0o444),  # names can be listed, files not looked at
+    (".", 0o000),
+  ],
+)
+def test_folder_without_permission(shared, closed, mode):
+  root = _fill(shared / "photos", n=2)
+  (shared / closed).chmod(mode)
+  privileged = os.geteuid() == 0
+  if privileged:  # root may read everything
+    os.seteuid(65534)
+  try:
+    with pytest.raises(UserError) as e:
+      folder(str(root))
+  finally:
+    if privileged:
+      os.seteuid(0)
+    (shared / closed).chmod(0o755)
+  text = str(e.value)
+  assert str(shared) in text and "ermission denied" in text, text
 
 
 def test_bad_arguments(tmp_path):

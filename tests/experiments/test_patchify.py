@@ -138,7 +138,31 @@ def test_pilots_use_their_own_seeds_and_grow_at_the_edge():
       "metrics": {"eval/val/nll": 1.0 - v["lr"]},  # best at the upper edge
     }  # fmt: skip
   more = [r for r in study.runs("tune", done) if r.name not in done]
-  assert {r.law_variables["lr"] for r in more} == {study.GRID[3]}
+  assert {r.law_variables["lr"] for r in more} == {2 * study.START[1]}
+
+
+def test_tune_ends_in_the_table_of_best_rates():
+  """Best in the mean over seeds, not in one; failed pilots don't count."""
+  done = {}
+  for run in study.runs("tune", {}):
+    v = dict(run.law_variables)
+    low, high = study.START
+    # (seed 1000, seed 1001): the high rate wins once and loses on average.
+    loss = {low: (0.5, 0.5), high: (0.4, 0.9)}[v["lr"]][v["seed"] - 1000]
+    failed = v["arm"] == "longer" and v["lr"] == low
+    done[run.name] = {
+      "law_variables": v, "status": "failed" if failed else "finished",
+      "metrics": {} if failed else {"eval/val/nll": loss},
+    }  # fmt: skip
+  found = study.analyse(done, "tune")
+  rates = found["files"]["rates.json"]["quick"]["rates"]
+  assert set(rates) == set(study.committed(study.SCALES["quick"]))
+  for cell, rate in rates.items():
+    assert rate == study.START[cell.startswith("longer")], cell
+  chosen, pilots = found["tables"]
+  assert {r["cell"]: r["rate"] for r in chosen.rows} == rates
+  assert len(pilots.rows) == len(done)
+  assert found["laws"] == found["verdicts"] == []
 
 
 @pytest.mark.parametrize("scale", ["quick", "cpu"])

@@ -1,6 +1,5 @@
 """Back ends of attention against the float32 reference."""
 
-import os
 import re
 
 import jax
@@ -54,7 +53,7 @@ WHO = {
 def test_equals_reference(backend, who, monkeypatch):
   monkeypatch.setattr(tiled, "BLOCK", 4)  # 7 keys: two blocks, padding
   # Two of the four heads at a time.
-  monkeypatch.setattr(tiled, "GROUP", 2 * 7 * 7 / (os.cpu_count() or 1))
+  monkeypatch.setattr(tiled, "GROUP", 2 * 7 * 7 / tiled._cores())
   for nq, n in [(7, 7)] if who in ("segments", "both") else [(7, 7), (1, 6)]:
     want = results("reference", nq, n, **WHO[who](n))
     got = results(backend, nq, n, **WHO[who](n))

@@ -7,6 +7,7 @@ and a stray numbered folder can become "the latest" (both measured).
 
 import json
 import shutil
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import orbax.checkpoint as ocp
 
 from vitscale.core import tree
 from vitscale.core.errors import UserError
-from vitscale.core.log import jsonable, write_json
+from vitscale.core.log import write_json
 
 MANIFEST = "MANIFEST.json"
 
@@ -28,7 +29,8 @@ class CheckpointStore:
     self.directory = Path(directory).absolute()
     self.keep = max(keep, 1)
     self._saver: ocp.AsyncCheckpointer | None = None
-    self._pending: tuple[int, dict[str, Any]] | None = None
+    self._commit: threading.Thread | None = None
+    self._error: UserError | None = None
 
   def steps(self) -> list[int]:
     """Complete steps, ascending; anything without a manifest is ignored."""
@@ -39,12 +41,15 @@ class CheckpointStore:
     )
 
   def save(self, step: int, state: Any, meta: Mapping[str, Any]) -> None:
-    """Starts an asynchronous save; the one before it is committed first.
+    """Starts an asynchronous save, committed as soon as it is written.
 
     Args:
       step: updates done.
       state: tree of arrays.
       meta: JSON-ready facts stored in the manifest.
+
+    Raises:
+      UserError: this save could not start, or the one before it failed.
     """
     self.wait()
     if self._saver is None:
@@ -60,25 +65,44 @@ class CheckpointStore:
       self._saver.save(path / "state", args=ocp.args.StandardSave(state))
     except OSError as error:
       raise _failed(path, error) from error
-    self._pending = step, {"step": step, **meta, "leaves": leaves}
+    manifest = {"step": step, **meta, "leaves": leaves}
+    self._commit = threading.Thread(
+      target=self._finish, args=(path, manifest), daemon=True
+    )
+    self._commit.start()
 
-  def wait(self) -> None:
-    """Blocks until the pending save is complete, then commits it."""
-    if self._pending is None:
-      return
-    step, manifest = self._pending
-    self._pending = None
-    path = self.directory / str(step)
+  def _finish(self, path: Path, manifest: Mapping[str, Any]) -> None:
+    """Thread: commits a save once it is written; keeps what went wrong."""
     try:
       self._saver.wait_until_finished()
+      if jax.process_index() == 0:
+        write_json(path / MANIFEST, manifest)
+        for old in self.steps()[: -self.keep]:
+          # Manifest first: a half-deleted step must not look complete.
+          (self.directory / str(old) / MANIFEST).unlink()
+          shutil.rmtree(self.directory / str(old), ignore_errors=True)
+    except UserError as error:
+      self._error = error
     except Exception as error:  # Orbax raises many kinds, all mean "not saved"
-      raise _failed(path, error) from error
-    if jax.process_index() == 0:
-      write_json(path / MANIFEST, manifest)
-      for old in self.steps()[: -self.keep]:
-        # Manifest first: a half-deleted step must not look complete.
-        (self.directory / str(old) / MANIFEST).unlink()
-        shutil.rmtree(self.directory / str(old), ignore_errors=True)
+      self._error = _failed(path, error)
+
+  def check(self) -> None:
+    """Raises UserError if the last save is over and failed; never blocks."""
+    if self._commit is not None and not self._commit.is_alive():
+      self.wait()
+
+  def wait(self) -> None:
+    """Blocks until the last save is committed.
+
+    Raises:
+      UserError: it failed.
+    """
+    if self._commit is not None:
+      self._commit.join()
+      self._commit = None
+    error, self._error = self._error, None
+    if error is not None:
+      raise error
 
   def restore(
     self, abstract: Any, step: int | None = None
@@ -139,8 +163,10 @@ def _check_leaves(path: Path, stored: Mapping[str, Any], abstract: Any) -> None:
 
 
 def _failed(path: Path, error: Exception) -> UserError:
-  text = str(jsonable(str(error))).splitlines() or [type(error).__name__]
+  text = (str(error).splitlines() or [type(error).__name__])[0]
+  if len(text) > 200:  # the path comes first, the cause last
+    text = f"... {text[-200:]}"
   return UserError(
-    f"checkpoint {path} could not be written ({text[0][:200]}); the run"
-    " resumes from the last complete one"
+    f"checkpoint {path} could not be written ({text}); the run resumes from the"
+    " last complete one"
   )

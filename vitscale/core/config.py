@@ -8,16 +8,18 @@ that nobody reads is an error before anything compiles.
 """
 
 import ast
+import difflib
 import hashlib
 import importlib.util
 import json
-import math
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import ml_collections
 
+from vitscale.core.duration import UNITS
+from vitscale.core.duration import steps as steps
 from vitscale.core.errors import UserError, nearest
 
 ConfigDict = ml_collections.ConfigDict
@@ -31,6 +33,7 @@ NOT_PHYSICS = (
   "rules",
   "name",
   "law_variables",
+  "data.path",  # a moved folder is the same data: its fingerprint is compared
 )
 
 
@@ -130,7 +133,9 @@ def parse_arg(arg: str | None, **defaults: Any) -> ConfigDict:
 def override(config: ConfigDict, items: Iterable[str]) -> None:
   """Applies `"optim.lr=3e-3"` strings in place, typed by what they replace.
 
-  A duration may change its unit: `total_steps=10` replaces `total_epochs`.
+  A duration may change its unit: `total_steps=10` replaces `total_epochs`. A
+  key that the config leaves at its default may be set too (`ema=0.999`,
+  `mesh.fsdp=4`, `model.drop_path=0.1`).
 
   Raises:
     UserError: not key=value, unknown key (nearest offered), wrong type.
@@ -143,11 +148,11 @@ def override(config: ConfigDict, items: Iterable[str]) -> None:
     node = config
     for name in parents:
       node = node.get(name) if isinstance(node, ConfigDict) else None
-    if not isinstance(node, ConfigDict):
-      raise UserError(f"unknown config key {key!r}{suggest(key, config)}")
-    old = leaf if leaf in node else _other_unit(leaf, node)
+    found = isinstance(node, ConfigDict)
+    old = (leaf if leaf in node else _other_unit(leaf, node)) if found else None
     if old is None:
-      raise UserError(f"unknown config key {key!r}{suggest(key, config)}")
+      _add(config, key, text)
+      continue
     if isinstance(node[old], ConfigDict):
       raise UserError(f"config key {key!r} is a group: set one of its keys")
     like = node[old] if old == leaf else 0 if leaf.endswith("_steps") else 0.0
@@ -155,6 +160,46 @@ def override(config: ConfigDict, items: Iterable[str]) -> None:
     with node.ignore_type(), node.unlocked():
       del node[old]
       node[leaf] = value
+
+
+# Keys that a config may leave out and their types; the groups below hold
+# options of families, tasks and data, which their readers check by name.
+OPTIONAL: dict[str, Any] = {
+  "ema": 0.0,
+  "accumulate": 1,
+  "workers": 0,
+  "mesh.replica": 1,
+  "mesh.fsdp": -1,
+  "mesh.tensor": 1,
+  "mesh.sequence": 1,
+  "log.tensorboard": False,
+  "log.wandb": False,
+  "log.every_steps": 1,
+  "checkpoint.keep": 2,
+  "checkpoint.every_steps": 1,
+}
+OPEN = ("model", "task", "optim", "data", "draws", "rules")
+
+
+def _add(config: ConfigDict, key: str, text: str) -> None:
+  """Sets a key the config doesn't have, if somebody could read it.
+
+  A name close to one the config has is a slip and not a new key.
+  """
+  *parents, leaf = key.split(".")
+  node, opened = config, key.partition(".")[0] in OPEN and bool(parents)
+  for name in parents:
+    if not isinstance(node.get(name), ConfigDict):
+      if name in node or not (opened or f"{name}.{leaf}" in OPTIONAL):
+        raise UserError(f"unknown config key {key!r}{suggest(key, config)}")
+      with node.unlocked():
+        node[name] = ConfigDict()
+    node = node[name]
+  slip = difflib.get_close_matches(leaf, list(node), 1, 0.75)
+  if key not in OPTIONAL and (slip or not opened):
+    raise UserError(f"unknown config key {key!r}{suggest(key, config)}")
+  with node.unlocked():
+    node[leaf] = _typed(key, text, OPTIONAL.get(key))
 
 
 def _other_unit(leaf: str, node: Mapping[str, Any]) -> str | None:
@@ -279,66 +324,6 @@ class Reader(Mapping):
       if isinstance(value, Reader):
         names |= value._all_read()
     return names
-
-
-# ---------------------------------------------------------------- durations
-
-UNITS = ("steps", "epochs", "examples", "percent", "flops")
-
-
-def steps(
-  config: Mapping[str, Any],
-  prefix: str,
-  *,
-  batch_size: int,
-  epoch_examples: int | None = None,
-  total_steps: int | None = None,
-  flops_per_example: float | None = None,
-  default: int | None = None,
-) -> int | None:
-  """A duration in steps from exactly one of `{prefix}_{unit}`.
-
-  Args:
-    config: group holding the key.
-    prefix: "total", "every", "warmup", ...
-    batch_size: examples a step.
-    epoch_examples: examples an epoch, for `_epochs`.
-    total_steps: length of the run, for `_percent`.
-    flops_per_example: model FLOPs of one training example, for `_flops`.
-    default: what to return when no unit is given.
-
-  Returns:
-    Steps, at least 1 (0 stays 0).
-
-  Raises:
-    UserError: none or several units, or a unit that can't be converted here.
-  """
-  given = [u for u in UNITS if config.get(f"{prefix}_{u}") is not None]
-  if not given:
-    if default is not None:
-      return default
-    raise UserError(
-      f"no duration {prefix}_*: set one of "
-      + ", ".join(f"{prefix}_{u}" for u in UNITS)
-    )
-  if len(given) > 1:
-    raise UserError(
-      f"{prefix}_{given[0]} and {prefix}_{given[1]} are both set: keep one"
-    )
-  unit, value = given[0], config[f"{prefix}_{given[0]}"]
-  number = isinstance(value, int | float) and not isinstance(value, bool)
-  if not number or not 0 <= value < math.inf:
-    raise UserError(f"{prefix}_{unit}={value!r} is not a duration")
-  per_step = {
-    "steps": 1,
-    "examples": batch_size,
-    "epochs": epoch_examples and batch_size / epoch_examples,
-    "percent": total_steps and 100 / total_steps,
-    "flops": flops_per_example and batch_size * flops_per_example,
-  }[unit]
-  if not per_step:
-    raise UserError(f"{prefix}_{unit} can't be used here")
-  return max(round(value / per_step), 1) if value else 0
 
 
 # ----------------------------------------------------------------- identity

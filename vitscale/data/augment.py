@@ -73,7 +73,7 @@ def randaug(image, rng: Rng, n: int = 2, m: float = 10):
   Ranges at m = 10, as in the paper: rotation 30 degrees, shear 0.3, shift
   0.45 of the side (the paper: 150 of 331 px), colour, contrast, brightness
   and sharpness by a factor of 1 +- 0.9, posterise to 4 bits, solarise all.
-  Every operation gets stronger with m.
+  Every operation that has a strength gets stronger with m.
   """
   if n < 0 or not 0 <= m <= 10:
     raise UserError(f"randaug needs n >= 0 and 0 <= m <= 10, got {n}, {m}")

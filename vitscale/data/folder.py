@@ -76,10 +76,13 @@ def folder(
       f"folder: val and test are shares that leave something to train on, "
       f"got {val} and {test}"
     )
-  if not root.is_dir():
-    what = "is not a folder" if root.exists() else "does not exist"
-    raise UserError(f"image folder {root} {what}; {_RIGHT}")
-  names, files = _split(root, split, val, test)
+  try:
+    if not root.is_dir():
+      what = "is not a folder" if root.exists() else "does not exist"
+      raise UserError(f"image folder {root} {what}; {_RIGHT}")
+    names, files = _split(root, split, val, test)
+  except OSError as e:  # no permission, links in a circle
+    raise UserError(f"cannot list {e.filename or root}: {e.strerror}") from e
   if check:
     files = _readable(root, files, names if split == "train" else ())
   default = (_MEAN, _STD) if channels == 3 else ((0.449,), (0.226,))
@@ -226,7 +229,8 @@ def decode(path: str | Path, channels: int = 3) -> np.ndarray:
     reason = str(e).split("\n")[0].replace(f" {str(path)!r}", "")
     raise UserError(
       f"cannot read image {path}: {reason or type(e).__name__}; remove it, "
-      f"or set check=True to leave out all such files"
+      "or set data.check=True to leave out all such files, and start a new "
+      "workdir: the data are others then"
     ) from e
 
 

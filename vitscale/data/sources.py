@@ -8,7 +8,8 @@ returns a `Source` is found by its name.
 """
 
 import inspect
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from vitscale.core.errors import UserError, nearest
@@ -51,7 +52,10 @@ def make(
   known = makers()
   if name not in known:
     raise UserError(f"no data source {name!r}{nearest(name, known)}")
-  options = {"limit": limit, "permute_seed": permute_seed, "upsample": upsample}
+  options = {
+    "limit": limit, "permute_seed": permute_seed, "upsample": upsample,
+    "tile": tile,
+  }  # fmt: skip
   for key, value in options.items():
     if value is not None and type(value) is not int:
       raise UserError(f"data: {key} must be an integer, got {value!r}")
@@ -61,3 +65,23 @@ def make(
   if permute_seed is not None:
     source = permuted(source, permute_seed)
   return tiled(upsampled(source, upsample), tile)
+
+
+def fingerprint(config: Mapping[str, Any]) -> str | None:
+  """Of the training data a config asks for; None where they are not here."""
+  data = dict(config.get("data") or {})
+  name = data.pop("source", None)
+  if name is None:
+    return None
+  split = dict(config.get("train") or {}).get("split", "train")
+  key = json.dumps([name, split, data], sort_keys=True)
+  if key not in _fingerprints:
+    try:
+      found = make(name, split=split, **data).fingerprint
+    except UserError:
+      return None
+    _fingerprints[key] = found
+  return _fingerprints[key]
+
+
+_fingerprints: dict[str, str] = {}

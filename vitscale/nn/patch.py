@@ -12,6 +12,7 @@ would keep.
 import functools
 from collections.abc import Sequence
 
+import einops
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -54,19 +55,19 @@ def grid_of(image: tuple[int, int], patch: Size) -> tuple[int, int]:
 
 def patchify(image: jax.Array, patch: Size) -> jax.Array:
   """(b, h, w, c) -> (b, gh, gw, ph * pw * c), each patch row-major."""
-  b, h, w, c = image.shape
   ph, pw = pair(patch)
-  gh, gw = grid_of((h, w), patch)
-  x = image.reshape(b, gh, ph, gw, pw, c).transpose(0, 1, 3, 2, 4, 5)
-  return x.reshape(b, gh, gw, ph * pw * c)
+  grid_of(image.shape[1:3], patch)  # refuses a patch that doesn't divide
+  return einops.rearrange(
+    image, "b (gh ph) (gw pw) c -> b gh gw (ph pw c)", ph=ph, pw=pw
+  )
 
 
 def unpatchify(x: jax.Array, patch: Size) -> jax.Array:
   """The inverse of `patchify`: (b, gh, gw, ph * pw * c) -> (b, h, w, c)."""
-  b, gh, gw, _ = x.shape
   ph, pw = pair(patch)
-  x = x.reshape(b, gh, gw, ph, pw, -1).transpose(0, 1, 3, 2, 4, 5)
-  return x.reshape(b, gh * ph, gw * pw, -1)
+  return einops.rearrange(
+    x, "b gh gw (ph pw c) -> b (gh ph) (gw pw) c", ph=ph, pw=pw
+  )
 
 
 def resize_matrix(old: int, new: int) -> np.ndarray:

@@ -38,7 +38,7 @@ def grouped(q, k, v, ids):
   """
   b, nq, h, hd = q.shape
   n = k.shape[1]
-  most = max(int(GROUP * (os.cpu_count() or 1)) // (nq * n), 1)
+  most = max(int(GROUP * _cores()) // (nq * n), 1)
   size = max(i for i in range(1, min(most, b * h) + 1) if b * h % i == 0)
 
   def split(x):  # (b, n, h, hd) -> (groups, size, n, hd)
@@ -50,6 +50,15 @@ def grouped(q, k, v, ids):
   scaled = q * jnp.asarray(hd**-0.5, q.dtype)
   out = _grouped(split(scaled), split(k), split(v), ids)
   return out.reshape(b, h, nq, hd).swapaxes(1, 2)
+
+
+def _cores() -> int:
+  """Cores this process computes on: NPROC sizes XLA's pool of threads."""
+  if os.environ.get("NPROC", "").isdigit():
+    return int(os.environ["NPROC"])
+  if hasattr(os, "sched_getaffinity"):
+    return len(os.sched_getaffinity(0))
+  return os.cpu_count() or 1
 
 
 _dot = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)

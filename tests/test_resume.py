@@ -1,0 +1,212 @@
+"""Runs that are stopped: killed, terminated, out of disk, out of luck.
+
+Each must go on from its last complete checkpoint and end bit for bit like a
+run that was never stopped, wall-clock figures apart.
+"""
+
+import re
+import signal
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests import toys
+from tests.runs import (
+  assert_same_run,
+  command,
+  complaint,
+  complete,
+  python,
+  state_of,
+)
+from vitscale import cli
+from vitscale.core import draws
+from vitscale.core.errors import UserError
+from vitscale.core.log import read_json, read_rows
+from vitscale.data import sources
+from vitscale.data.random import permutation
+from vitscale.train import train
+
+STOPPED = """
+import os, signal, sys, time
+from pathlib import Path
+from tests import toys
+from vitscale.train import train
+
+workdir, at, wanted = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+
+def report(state):
+  if state["step"] >= at:
+    while len(list(workdir.glob("checkpoints/*/MANIFEST.json"))) < wanted:
+      time.sleep(0.01)
+    os.kill(os.getpid(), signal.{signal})
+
+train(toys.everything(), workdir, report=report)
+"""
+
+
+def stopped(workdir, name, *, at, checkpoints):
+  """Runs until `at` is logged and enough checkpoints are complete."""
+  process = python("-c", STOPPED.format(signal=name), workdir, at, checkpoints)
+  assert "Traceback" not in process.stderr, process.stderr
+  return process.returncode
+
+
+def finish(config, workdir):
+  """Trains to the end; returns the steps that were logged."""
+  seen = []
+  result = train(config, workdir, report=lambda s: seen.append(s["step"]))
+  assert result["status"] == "finished"
+  return seen
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+  """An uninterrupted run."""
+  workdir = tmp_path_factory.mktemp("whole") / "run"
+  train(toys.everything(), workdir)
+  return workdir
+
+
+def test_the_run_draws_and_averages(whole):
+  chosen = draws.make(toys.everything().draws)
+  patches = {draws.at(chosen, 0, step)["patch_size"] for step in range(8)}
+  assert patches == {2, 4}
+  state = state_of(whole)
+  assert any(name.startswith("ema/") for name in state)
+  assert any(name.startswith("opt/") for name in state)
+
+
+def test_killed_before_and_after_the_first_checkpoint(whole, tmp_path):
+  workdir = tmp_path / "run"
+  code = stopped(workdir, "SIGKILL", at=2, checkpoints=0)
+  assert code == -signal.SIGKILL
+  assert complete(workdir) == []
+  assert [r["step"] for r in read_rows(workdir / "metrics.jsonl")] == [2]
+
+  code = stopped(workdir, "SIGKILL", at=4, checkpoints=1)
+  assert code == -signal.SIGKILL
+  assert complete(workdir) == [2]
+  assert read_json(workdir / "run.json")["status"] == "running"
+  assert [r["step"] for r in read_rows(workdir / "metrics.jsonl")] == [2, 4]
+  with open(workdir / "metrics.jsonl", "a") as file:
+    file.write('{"step": 6, "exam')  # killed while it wrote a row
+
+  assert finish(toys.everything(), workdir) == [4, 6, 8]
+  assert_same_run(workdir, whole)
+
+
+def test_terminated_saves_and_resumes(whole, tmp_path):
+  workdir = tmp_path / "run"
+  assert stopped(workdir, "SIGTERM", at=6, checkpoints=0) == 0
+  run = read_json(workdir / "run.json")
+  assert run["status"] == "interrupted"
+  # The flag is seen after the step that was running.
+  assert complete(workdir)[-1] == run["step"] < 8
+  assert train(toys.everything(), workdir)["status"] == "finished"
+  assert_same_run(workdir, whole)
+
+
+# ------------------------------------------------------------------ failures
+
+
+def config_file(tmp_path, text):
+  path = tmp_path / "mine.py"
+  path.write_text(
+    "from tests import toys\n\n\ndef get_config(arg=None):\n"
+    f"  config = toys.config()\n  {text}\n  return config\n"
+  )
+  return path
+
+
+def test_disk_full_while_a_checkpoint_is_written(tmp_path):
+  config = config_file(tmp_path, "config.evals.val.name = 'tests.toy_disk'")
+  workdir, other = tmp_path / "run", tmp_path / "whole"
+  args = ["train", config, "--json", "--workdir"]
+  process = command(*args, workdir, FULL=str(workdir / "checkpoints"))
+  assert process.returncode == 2 and process.stdout == ""
+  said = complaint(process.stderr, noise=True)
+  assert str(workdir / "checkpoints" / "4") in said, said
+  assert re.search("disk full|File too large", said), said
+  assert read_json(workdir / "run.json")["status"] == "failed"
+  assert complete(workdir) == [2]
+  assert state_of(workdir)["step"] == 2
+  rows = read_rows(workdir / "metrics.jsonl")
+  assert [r["step"] for r in rows][:2] == [2, 4]
+  assert len(rows) == (workdir / "metrics.jsonl").read_text().count("\n")
+
+  for folder in (workdir, other):
+    assert cli.main([*map(str, args), str(folder)]) == 0
+  assert_same_run(workdir, other)
+
+
+def test_nan_names_the_checkpoint_before_it(tmp_path, capfd):
+  """The loss is NaN at step 5; logged and saved every second step."""
+  config = config_file(tmp_path, "config.model = {'family': 'tests.toy_fuse'}")
+  workdir = tmp_path / "run"
+  argv = ["train", str(config), "--workdir", str(workdir), "--json"]
+  capfd.readouterr()
+  for _ in range(2):  # the second goes on from step 4 and finds the same
+    assert cli.main(argv) == 2
+    out, err = capfd.readouterr()
+    said = complaint(err)
+    assert out == ""
+    assert "not finite since step 5" in said
+    good = workdir / "checkpoints"
+    assert f"last good checkpoint: step 4 in {good}" in said
+    assert complete(workdir)[-1] == 4 and not (good / "6").exists()
+    assert "new workdir with a lower optim.lr (now 0.01)" in said
+    assert read_json(workdir / "run.json")["status"] == "failed"
+    rows = read_rows(workdir / "metrics.jsonl")
+    assert [r["step"] for r in rows] == [2, 4]
+  # To go on from the good one: it is all there, and finite.
+  assert all(np.isfinite(x).all() for x in state_of(workdir).values())
+
+
+def test_nan_without_any_checkpoint(tmp_path):
+  config = toys.config(
+    optim__lr=1e20, optim__clip_norm=0.0, optim__weight_decay=0.0
+  )
+  del config.optim["lr"]  # the message must not need what has a default
+  config.optim.eps = 0.0
+  config.model = toys.ConfigDict({"family": "tests.toy_fuse", "fuse": 2})
+  with pytest.raises(UserError, match=r"since step 2; .*checkpoint: none"):
+    train(config, tmp_path / "run")
+
+
+@pytest.fixture
+def photos(tmp_path):
+  """Two classes of noise, 32 to train on: 8 steps of 4 see each once."""
+  rng = np.random.default_rng(0)
+  for name in ("cat", "dog"):
+    (tmp_path / "photos" / name).mkdir(parents=True)
+    for i in range(20):
+      pixels = rng.integers(0, 256, (8, 8), np.uint8)
+      Image.fromarray(pixels).save(tmp_path / f"photos/{name}/{i:02}.png")
+  return tmp_path / "photos"
+
+
+def test_data_that_break_late_lose_no_checkpoint(photos, tmp_path):
+  data = {"source": "folder", "path": str(photos), "channels": 1, "val": 0.2}
+  config = toys.config(
+    data=data, batch_size=4, evals__val__batch_size=4, train__transform=""
+  )
+  paths = sources.make("folder", path=str(photos), channels=1, val=0.2)
+  paths = paths.images.args[1]
+  assert len(paths) == 32
+  bad = photos / paths[permutation(0, 0, 32)[4 * 5]]  # read for step 6
+  good = bad.read_bytes()
+  bad.write_bytes(bytes(len(good)))
+  with pytest.raises(UserError, match="cannot read image") as error:
+    train(config, tmp_path / "run")
+  # Saved a step before; committed by the time the error is told.
+  assert complete(tmp_path / "run") == [2, 4]
+  assert str(bad) in str(error.value)
+  run = read_json(tmp_path / "run" / "run.json")
+  assert run["status"] == "failed" and str(bad) in run["error"]
+
+  bad.write_bytes(good)
+  assert finish(config, tmp_path / "run") == [6, 8]
+  train(config, tmp_path / "whole")
+  assert_same_run(tmp_path / "run", tmp_path / "whole")
