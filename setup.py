@@ -58,6 +58,7 @@ setup(
     "tpu": ["jax[tpu]>=0.10.2,<0.12"],
     "tensorboard": ["tensorboard>=2.16"],
     "wandb": ["wandb>=0.17"],
+    "parquet": ["pyarrow>=15"],
     "peers": ["torch>=2.4", "timm>=1.0.15"],
     "notebooks": notebooks,
     "dev": test + notebooks + ["tensorboard>=2.16"],

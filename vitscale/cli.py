@@ -59,6 +59,52 @@ def train(args: argparse.Namespace) -> tuple[dict[str, Any], int]:
   return result, 0
 
 
+def fit(args: argparse.Namespace) -> tuple[dict[str, Any], int]:
+  """Fits a scaling law to logs: runs, CSV, JSON, TensorBoard, W&B exports."""
+  os.environ.setdefault("JAX_PLATFORMS", "cpu")  # a few milliseconds of work
+  from vitscale.laws import from_files
+
+  result = from_files.fit_files(
+    args.files,
+    law=args.law,
+    mapping=_pairs("--map", args.map),
+    y=args.y,
+    drop_highest=args.drop_highest,
+    objective=args.objective,
+    groups=args.groups,
+    pin=_numbers("--pin", args.pin),
+    bootstrap=args.bootstrap,
+    resample=args.resample,
+    seed=args.seed,
+    predict=_numbers("--predict", args.predict) or None,
+    compute=args.compute,
+    out=args.out,
+  )
+  if not args.json:
+    print(from_files.text(result))
+  return result, 0
+
+
+def _pairs(option: str, items: Sequence[str]) -> dict[str, str]:
+  """`["N=Model Size", ...]` as a dict."""
+  out = {}
+  for item in items:
+    key, equals, value = item.partition("=")
+    if not equals or not key or not value:
+      raise UserError(f"{option} {item!r} is not NAME=VALUE")
+    out[key] = value
+  return out
+
+
+def _numbers(option: str, items: Sequence[str]) -> dict[str, float]:
+  """`["N=1e9,D=2e10"]` as numbers."""
+  pairs = _pairs(option, [i for item in items for i in item.split(",")])
+  try:
+    return {key: float(value) for key, value in pairs.items()}
+  except ValueError as error:
+    raise UserError(f"{option}: {error}") from None
+
+
 def models(args: argparse.Namespace) -> tuple[dict[str, Any], int]:
   """Lists families and variants with exact sizes."""
   os.environ.setdefault("JAX_PLATFORMS", "cpu")  # shapes need no accelerator
@@ -140,6 +186,27 @@ def parser() -> argparse.ArgumentParser:
   sub.add_argument("config", help="FILE.py[:args] or a name of configs/")
   sub.add_argument("overrides", nargs="*", metavar="key=value")
   sub.add_argument("--workdir", required=True)
+  sub = verb(fit, "fit runs.csv --law chinchilla --map N=params D=tokens")
+  sub.add_argument("files", nargs="+", help="logs, or folders of runs")
+  sub.add_argument("--law", required=True, help="chinchilla, power, bnsl1, ...")
+  sub.add_argument(
+    "--map", nargs="+", default=[], metavar="NAME=COLUMN",
+    help="the law's variables and `loss` in terms of columns",
+  )  # fmt: skip
+  sub.add_argument("--y", default="loss", help="column of the loss")
+  sub.add_argument("--drop-highest", type=int, default=0, metavar="K")
+  sub.add_argument(
+    "--objective", default="log-mse",
+    help="log-mse, mse, huber[:1e-3], lad, asymmetric[:10]",
+  )  # fmt: skip
+  sub.add_argument("--groups", help="column that says which run a row is of")
+  sub.add_argument("--pin", nargs="+", default=[], metavar="NAME=VALUE")
+  sub.add_argument("--bootstrap", type=int, default=4000)
+  sub.add_argument("--resample", default="auto")
+  sub.add_argument("--seed", type=int, default=0)
+  sub.add_argument("--predict", nargs="+", default=[], metavar="N=..,D=..")
+  sub.add_argument("--compute", type=float, help="budget to allocate, FLOPs")
+  sub.add_argument("--out", help="folder for card.json and report.html")
   sub = verb(models, "models --family vit")
   sub.add_argument("--family", help="only this family")
   sub = verb(runs, "runs out/patchify-quick")

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from vitscale import laws
-from vitscale.core.errors import UserError
 from vitscale.laws import registry, solve
 
 RANGE = {"p": (1, 32), "M": (1, 600), "x": (1e2, 1e6), "t": (1, 1e4)}

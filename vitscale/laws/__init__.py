@@ -4,6 +4,7 @@ from vitscale import laws
 fit = laws.fit(laws.power_constant("p", exponent=(0, 4)), rows, groups="run")
 """
 
+from vitscale.laws.allocate import Allocation, allocate, compute_ratio
 from vitscale.laws.curves import Gain, flattened, gain_from_doubling
 from vitscale.laws.fit import Fit, fit
 from vitscale.laws.forecast import Forecast, forecast
@@ -39,6 +40,9 @@ from vitscale.laws.single import (
 from vitscale.laws.verdict import Verdict, all_of, decide, within
 
 __all__ = [
+  "Allocation",
+  "allocate",
+  "compute_ratio",
   "Difference",
   "Fit",
   "Forecast",

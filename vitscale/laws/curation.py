@@ -222,9 +222,10 @@ def outliers(
   """Flags rows far from the local log-log trend; drops none.
 
   The trend at a row is the median-of-slopes line through the `window` rows
-  nearest in rank of x, within the groups of the columns `run`. A row is
+  nearest in rank of x, applied twice, within the groups of `run`. A row is
   flagged when its residual exceeds `limit` times 1.4826 MAD of its group's
-  residuals, the MAD taken as 0.001 at least (a tenth of a percent of y).
+  residuals, the MAD taken as 0.001 at least (a tenth of a percent of y). Look
+  before dropping: the ends of a steep curve of few rows may be flagged.
 
   Returns:
     The table with a text column `outlier`, the reason or "", and one sentence
@@ -244,7 +245,9 @@ def outliers(
       continue
     rows = rows[np.argsort(values[x][rows], kind="stable")]
     log_x, log_y = (np.log(values[k][rows]) for k in (x, y))
-    residual = log_y - _trend(log_x, log_y, min(window, rows.size))
+    near = min(window, rows.size)
+    residual = log_y - _trend(log_x, log_y, near)
+    residual -= _trend(log_x, residual, near)  # what bends at the ends
     residual -= np.median(residual)
     scale = 1.4826 * max(np.median(np.abs(residual)), 1e-3)
     for i in np.flatnonzero(np.abs(residual) > limit * scale):

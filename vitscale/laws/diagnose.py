@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from scipy import special
 
-from vitscale.laws import intervals, solve
+from vitscale.laws import intervals, solve, vertex
 from vitscale.laws.data import Points
 from vitscale.laws.forms import Law
 
@@ -47,20 +47,11 @@ def search(law: Law, points: Points, best: Any, w: Array) -> dict[str, Any]:
     edge = _EDGE * (span if np.isfinite(span) else 1.0)
     if i >= k and min(t[i] - where.low[i], where.high[i] - t[i]) <= edge:
       bounds.append(law.parameters[i].name)
-  columns = []
-  for i in free:
-    h = 1e-6 * max(abs(t[i]), 1e-2)
-    ends = np.stack([t, t])
-    ends[0, i], ends[1, i] = t[i] - h, t[i] + h
-    values = solve.outer(law, where, ends)
-    loss = law.at(list(points.x), [np.asarray(v)[:, None] for v in values])
-    low, high = np.log(np.maximum(loss, 1e-300))
-    columns.append((high - low) / (2 * h) * np.sqrt(w))
-  scale = [np.linalg.norm(c) for c in columns]
+  columns = vertex.slopes(law, where, t, free).T * np.sqrt(w)
+  scale = np.linalg.norm(columns, axis=1)
   condition = float("inf")
-  if min(scale) > 0:
-    jacobian = np.stack([c / s for c, s in zip(columns, scale)], -1)
-    condition = float(np.linalg.cond(jacobian) ** 2)
+  if scale.min() > 0:
+    condition = float(np.linalg.cond(columns / scale[:, None]) ** 2)
   return {
     "converged": best.converged,
     "starts": best.starts,

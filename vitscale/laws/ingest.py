@@ -209,7 +209,7 @@ def _csv(path: Path, text: str, notes: list[str]) -> dict[str, list]:
 
 def _header(path: Path, cells: list[str], notes: list[str]) -> list[str]:
   header = [cell.strip() for cell in cells]
-  if all(_is_float(cell) for cell in header):
+  if parsed({"": header}, [])[""].dtype.kind == "f":
     raise UserError(f"{path} line 1 holds numbers, must be the columns' names")
   for i, name in enumerate(header):
     if not name:
@@ -221,14 +221,6 @@ def _header(path: Path, cells: list[str], notes: list[str]) -> list[str]:
         f" {i + 1}): rename one"
       )
   return header
-
-
-def _is_float(text: str) -> bool:
-  try:
-    float(text)
-  except ValueError:
-    return False
-  return True
 
 
 def _json_lines(path: Path, text: str) -> dict[str, list]:
@@ -271,6 +263,12 @@ def _json(path: Path, text: str) -> dict[str, list]:
     return logs.rows_to_columns([_flat(row) for row in data])
   if not isinstance(data, dict):
     raise UserError(f"{path} is a {type(data).__name__}, must be {right}")
+  if data and all(isinstance(v, dict) for v in data.values()):
+    inner = list(dict.fromkeys(k for v in data.values() for k in v))
+    if all(k.isdigit() for k in inner):  # columns as pandas writes them
+      return {k: [v.get(i) for i in inner] for k, v in data.items()}
+    rows = [{"run": k} | _flat(v) for k, v in data.items()]
+    return logs.rows_to_columns(rows)
   lists = {k: v for k, v in data.items() if isinstance(v, list)}
   if not lists:
     return logs.rows_to_columns([_flat(data)])  # one row
@@ -329,8 +327,8 @@ def _npz(path: Path, notes: list[str]) -> dict[str, list]:
   for name, a in arrays.items():
     if a.ndim != 2 or len(a) != 2 or a.dtype.kind not in "fiu":
       raise UserError(
-        f"{path}: array {name!r} is {a.dtype} {a.shape}, must be numbers (2, n):"
-        " x and y of a curve"
+        f"{path}: array {name!r} is {a.dtype} {a.shape}, must be numbers"
+        " (2, n): x and y of a curve"
       )
     out["curve"] += [name] * a.shape[1]
     out["x"] += a[0].astype(np.float64).tolist()
