@@ -5,9 +5,10 @@ from typing import Any
 import numpy as np
 from scipy import special
 
-from vitscale.laws import intervals, solve, vertex
+from vitscale.laws import intervals, vertex
 from vitscale.laws.data import Points
 from vitscale.laws.forms import Law
+from vitscale.laws.frame import frame
 
 Array = np.ndarray
 _EDGE = 1e-6  # share of a range that counts as "at the bound"
@@ -37,7 +38,7 @@ def noise(points: Points, residual: Array, k: int) -> tuple[float, float]:
 
 def search(law: Law, points: Points, best: Any, w: Array) -> dict[str, Any]:
   """How the optimum was found, and how well the data determine it there."""
-  where = solve.frame(law, points.x, points.y)
+  where = frame(law, points.x, points.y)
   t, k = best.t, len(law.linear)
   fixed = dict(law.pinned)
   free = [i for i, p in enumerate(law.parameters) if p.name not in fixed]

@@ -21,6 +21,7 @@ from vitscale.core.errors import UserError
 from vitscale.laws import data as tables
 from vitscale.laws import diagnose, intervals, solve
 from vitscale.laws.forms import Law
+from vitscale.laws.frame import frame, outer
 from vitscale.laws.objective import Objective
 
 Array = np.ndarray
@@ -167,7 +168,7 @@ def fit(
   objective: str = "log-mse",
   groups: str | Array | None = None,
   resample: Literal["auto", "pooled", "stratified", "case"] = "auto",
-  starts: int = 8,
+  starts: int | None = None,
   bootstrap: int = 4000,
   seed: int = 0,
 ) -> Fit:
@@ -185,7 +186,8 @@ def fit(
       of runs over all x, "stratified" runs among those measured at the same
       x, "case" rows with their x. "auto" is stratified where runs have
       several rows, pooled where x repeat or rows are few, else case.
-    starts: how many of the Sobol starts are polished.
+    starts: how many of the Sobol starts are polished; default 8, or 48 for
+      laws of more than three shape parameters.
     bootstrap: number of draws; 0 for none.
     seed: of the resampling.
 
@@ -195,6 +197,7 @@ def fit(
   points = tables.read(law, data, y=y, weights=weights, groups=groups)
   goal = Objective.parse(objective)
   w = points.weights / points.weights.mean()
+  starts = starts or (8 if len(law.shape) <= 3 else 48)
   best = solve.best(law, points, goal, w, starts=starts)
   params = dict(zip(law.names, best.params))
   fitted = law(params, **dict(zip(law.variables, points.x)))
@@ -294,9 +297,9 @@ def _bootstrap(
     y = points.y[None]
   else:
     return "", np.empty((0, k)), 0
-  where = solve.frame(law, points.x, points.y)
+  where = frame(law, points.x, points.y)
   found, _, _ = solve.polish(law, where, goal, start[None], y, weights)
-  return kind, np.stack(solve.outer(law, where, found), -1), dof
+  return kind, np.stack(outer(law, where, found), -1), dof
 
 
 def _number(value: float) -> float | None:

@@ -6,11 +6,6 @@ automatic differentiation), which come near from afar, then Newton steps with
 the exact Hessian, which end quickly where Huber's re-weighting crawls. A step
 counts only if the true objective falls; parameters stay inside their bounds.
 
-Inside, a linear parameter is the share of the mean loss that its term has at
-the (geometric) middle of the data. That takes the correlation between
-factors and exponents away: the five parameters of Chinchilla's law have a
-condition number near 1e11, these some tens.
-
 float64 throughout, inside `jax.enable_x64` scopes: the global flag is left
 alone. jax is imported at the first fit.
 """
@@ -18,137 +13,19 @@ alone. jax is imported at the first fit.
 import concurrent.futures
 import dataclasses
 import functools
-import math
 import time
-from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from vitscale.laws.forms import Law
+from vitscale.laws.frame import Frame, frame, outer
 from vitscale.laws.objective import LAD_DELTA, Objective
 
 Array = np.ndarray
 LANES = 128  # draws that one call polishes: their arrays stay in cache
 STEPS = (60, 60)  # of the two phases, at most; a point fit has four times
 GAIN = (1e-5, 1e-14)  # relative gain that ends a phase
-
-
-@dataclasses.dataclass(frozen=True)
-class Frame:
-  """How parameters and data are scaled inside; from the data, once.
-
-  Attributes:
-    x: (v, n) variables, padded to a common size.
-    mask: (n,) 1 for real points.
-    level: geometric mean of the losses.
-    unit: (k,) unit of each shape parameter, 1 for linear ones.
-    low, high: (k,) bounds of the inner parameters.
-    fixed: (k,) physical values of pinned parameters, NaN elsewhere.
-    n: real points.
-  """
-
-  x: Array
-  mask: Array
-  level: float
-  unit: Array
-  low: Array
-  high: Array
-  fixed: Array
-  n: int
-
-
-def frame(law: Law, x: Sequence[Array], y: Array) -> Frame:
-  """The frame of a law over data x (v arrays of n), y (n,)."""
-  mean = lambda v: float(np.exp(np.mean(np.log(v))))
-  units = {v: mean(a) for v, a in zip(law.variables, x)}
-  units |= {f"1/{v}": 1 / u for v, u in units.items()}
-  units |= {"": 1.0, "loss": mean(y), "floor": float(y.min())}
-  fixed = dict(law.pinned)
-  low, high, unit = [], [], []
-  for p in law.parameters:
-    u = units[p.per]
-    unit.append(u)
-    log = np.log if p.log else (lambda v: v)
-    low.append(log(p.low))
-    high.append(log(p.high))
-  n = len(y)
-  padded = _bucket(n)
-  fill = lambda a: np.r_[a, np.full(padded - n, a[0])]
-  return Frame(
-    x=np.stack([fill(np.asarray(a, float)) for a in x]),
-    mask=np.r_[np.ones(n), np.zeros(padded - n)],
-    level=mean(y),
-    unit=np.array(unit),
-    low=np.array(low, float),
-    high=np.array(high, float),
-    fixed=np.array([fixed.get(name, np.nan) for name in law.names]),
-    n=n,
-  )
-
-
-def _bucket(n: int) -> int:
-  """Sizes that programs are compiled for: 8, 12, 16, 24, 32, 48, ..."""
-  size = 8
-  while size < n:
-    size = size * 3 // 2 if math.log2(size).is_integer() else size * 4 // 3
-  return size
-
-
-# ------------------------------------------------------------ inside, outside
-
-
-def outer(law: Law, frame: Frame, t: Any) -> list[Any]:
-  """Physical parameters of inner ones t (..., k); numpy or jax."""
-  shape, k = [], len(law.linear)
-  for i, p in enumerate(law.parameters):
-    if i < k:
-      continue
-    if not np.isnan(frame.fixed[i]):
-      shape.append(frame.fixed[i] + 0 * t[..., i])
-    elif p.log:
-      from vitscale.laws.numeric import namespace
-
-      shape.append(namespace(t).exp(t[..., i]) * frame.unit[i])
-    else:
-      shape.append(t[..., i] * frame.unit[i])
-  if not k:
-    return shape
-  scales = _middle(law, frame, shape)
-  linear = [
-    t[..., i] * frame.level / scales[i]
-    if np.isnan(frame.fixed[i])
-    else frame.fixed[i] + 0 * t[..., i]
-    for i in range(k)
-  ]
-  return linear + shape
-
-
-def inner(law: Law, frame: Frame, values: Sequence[Array]) -> Array:
-  """The inverse of `outer` in numpy: (...,) each -> (..., k)."""
-  k, out = len(law.linear), []
-  values = [np.asarray(v, float) for v in values]
-  scales = _middle(law, frame, values[k:]) if k else []
-  for i, (p, v) in enumerate(zip(law.parameters, values)):
-    if i < k:
-      out.append(v * scales[i] / frame.level)
-    else:
-      v = v / frame.unit[i]
-      out.append(np.log(v) if p.log else v)
-  return np.clip(np.stack(np.broadcast_arrays(*out), -1), frame.low, frame.high)
-
-
-def _middle(law: Law, frame: Frame, shape: Sequence[Any]) -> list[Any]:
-  """Geometric mean over the data of each column, per lane."""
-  from vitscale.laws.numeric import namespace
-
-  xp = namespace(*shape)
-  x = [frame.x[i] for i in range(len(frame.x))]
-  columns = law.basis(x, [s[..., None] for s in shape])
-  weight = frame.mask / frame.n
-  return [
-    xp.exp((xp.log(xp.maximum(c, 1e-290)) * weight).sum(-1)) for c in columns
-  ]
 
 
 # ------------------------------------------------------------------- polishing
@@ -298,31 +175,16 @@ def _program(law: Law, goal: Objective):
   return jax.jit(jax.vmap(lane, in_axes=(0, 0, 0) + (None,) * 10))
 
 
-@dataclasses.dataclass(frozen=True)
-class _Traced:
+class _Traced(NamedTuple):
   """A `Frame` inside a traced program; which are pinned is static."""
 
   x: Any
   mask: Any
   level: Any
   unit: Any
-  values: Any
+  fixed: Any
   n: Any
   pinned: Array
-
-  @property
-  def fixed(self) -> "_Fixed":
-    return _Fixed(self.values, self.pinned)
-
-
-class _Fixed:
-  """`frame.fixed[i]`: NaN where free, known while tracing."""
-
-  def __init__(self, values, pinned):
-    self.values, self.pinned = values, pinned
-
-  def __getitem__(self, i):
-    return self.values[i] if self.pinned[i] else np.nan
 
 
 def _cholesky(matrix, k):

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from vitscale.laws.forms import Law, Parameter
+from vitscale.laws.frame import inner, outer
 from vitscale.laws.objective import Objective
 
 Array = np.ndarray
@@ -42,8 +43,6 @@ def candidates(
   tries = int(np.clip(_CELLS // n, 64, 256 * max(dims, 1)))
   low, high = frame.low[k:], frame.high[k:]
   inside = low + (high - low) * sobol(dims, tries)  # (s, q)
-  from vitscale.laws.solve import inner, outer
-
   ones = np.ones((tries, k))
   full = np.concatenate([ones, inside], -1)
   values = outer(law, frame, full)

@@ -11,14 +11,13 @@ from typing import Any
 import numpy as np
 
 from vitscale.laws.forms import Law
+from vitscale.laws.frame import outer
 
 Array = np.ndarray
 
 
 def slopes(law: Law, frame: Any, t: Array, free: list[int]) -> Array:
   """(n, free) derivatives of ln loss, central differences in inner t (k,)."""
-  from vitscale.laws.solve import outer
-
   columns = []
   x = [v[: frame.n] for v in frame.x]
   for i in free:
@@ -43,8 +42,6 @@ def descend(
   """
   from scipy.optimize import linprog
   from scipy.sparse import eye, hstack
-
-  from vitscale.laws.solve import outer
 
   free = [i for i, v in enumerate(frame.fixed) if np.isnan(v)]
   x = [v[: frame.n] for v in frame.x]
