@@ -95,6 +95,9 @@ def cell_table(done: Results, arms: list[str]) -> Table:
       first = next(iter(cell.values()))
       g = gain.get(patch)
       state = {True: "yes", False: "no", None: "undecided"}
+      flat = state[g.flattened] if g else "-"
+      if not claims.begun(dict(enumerate(loss)), arm):
+        flat = "not begun"
       rows.append(
         {
           "arm": arm,
@@ -107,14 +110,14 @@ def cell_table(done: Results, arms: list[str]) -> Table:
           "seeds": len(loss),
           "TFLOP": claims.number(first["metrics"]["flops"] / 1e12, 2),
           "doubling gains %": claims.number(100 * g.value, 1) if g else "-",
-          "flattened": state[g.flattened] if g else "-",
+          "flattened": flat,
         }
       )
   return Table(
     "Cells",
     rows,
     caption="Flattened: doubling the steps gains less than 2 %, with its whole"
-    " interval.",
+    " interval. Not begun: the loss is within 5 % of guessing.",
   )
 
 

@@ -1,5 +1,6 @@
 """The claims of patchify's README, each judged from the runs alone."""
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -11,6 +12,7 @@ from vitscale.laws import Verdict
 
 LOSS = "eval/test/nll"
 FLAT, EQUAL, WIDE = 0.02, 0.05, 1.5
+CHANCE = {"fashion": math.log(10), "upsampled": math.log(10)}  # else 4 classes
 
 Results = Mapping[str, Any]
 
@@ -71,12 +73,25 @@ def gains(done: Results, arm: str) -> dict[int, Any]:
     full, half = losses(done, arm, patch), losses(done, arm, patch, half=True)
     seeds = sorted(set(full) & set(half))
     if seeds:
-      found[patch] = laws.gain_from_doubling(
+      gain = laws.gain_from_doubling(
         np.array([half[s] for s in seeds]),
         np.array([full[s] for s in seeds]),
         tolerance=FLAT,
       )
+      if not begun(full, arm):
+        gain = dataclasses.replace(gain, flattened=False)
+      found[patch] = gain
   return found
+
+
+def begun(found: Mapping[int, float], arm: str) -> bool:
+  """Whether a cell has left the loss of guessing, by 5 % at least.
+
+  A plateau at chance is a run that has not begun to learn, not one that has
+  learnt what it can.
+  """
+  chance = CHANCE.get(arm, math.log(4))
+  return bool(np.mean(list(found.values())) < (1 - EQUAL) * chance)
 
 
 def all_flat(done: Results, arm: str) -> bool:

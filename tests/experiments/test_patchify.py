@@ -12,6 +12,7 @@ from vitscale.core.config import load_module
 FOLDER = Path(__file__).parents[2] / "experiments" / "patchify"
 study = load_module(FOLDER / "study.py")
 claims = study.analysis.claims
+EXPECTED = json.loads((FOLDER / "expected.json").read_text())
 
 
 def made(loss, *, arms, noise=0.005, gain=0.01, seeds=3):
@@ -168,3 +169,17 @@ def test_tune_ends_in_the_table_of_best_rates():
 @pytest.mark.parametrize("scale", ["quick", "cpu"])
 def test_seeds_of_the_study_are_three_at_least(scale):
   assert len(study.SCALES[scale].seeds) >= 3
+
+
+def test_a_plateau_at_chance_is_not_flat():
+  """Doubling gains nothing there, since nothing has been learnt yet."""
+  stuck = lambda arm, p: np.log(4) if p == 2 else falling(arm, p)
+  done = made(stuck, arms={"strokes": PATCHES}, noise=0.001)
+  gains = claims.gains(done, "strokes")
+  assert gains[3].flattened and gains[2].flattened is False
+  assert claims.falls(done, "strokes").verdict == "inconclusive"
+  (table, *_) = study.analysis.analyse(done, "cpu", ["strokes"], EXPECTED)[
+    "tables"
+  ]
+  state = {row["p"]: row["flattened"] for row in table.rows}
+  assert state[2] == "not begun" and state[3] == "yes"
