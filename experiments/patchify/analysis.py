@@ -31,7 +31,7 @@ def loss_figure(done: Results, arms: list[str], fits: Mapping) -> Figure:
     if not found:
       continue
     marks, x = [], np.array(sorted(found), float)
-    if arm in fits:
+    if arm in fits and not fits[arm].degenerate:
       grid = np.geomspace(x.min(), x.max(), 60)
       low, high = fits[arm].predict_ci(p=grid)
       if np.isfinite(low).all():
