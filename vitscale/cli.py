@@ -64,6 +64,13 @@ def fit(args: argparse.Namespace) -> tuple[dict[str, Any], int]:
   os.environ.setdefault("JAX_PLATFORMS", "cpu")  # a few milliseconds of work
   from vitscale.laws import from_files
 
+  if args.law == "auto":
+    result = from_files.extrapolate_files(
+      args.files, x=args.x, y=args.y, group=args.group, holdout=args.holdout
+    )
+    if not args.json:
+      print(from_files.table(result))
+    return result, 0
   result = from_files.fit_files(
     args.files,
     law=args.law,
@@ -188,7 +195,10 @@ def parser() -> argparse.ArgumentParser:
   sub.add_argument("--workdir", required=True)
   sub = verb(fit, "fit runs.csv --law chinchilla --map N=params D=tokens")
   sub.add_argument("files", nargs="+", help="logs, or folders of runs")
-  sub.add_argument("--law", required=True, help="chinchilla, power, bnsl1, ...")
+  sub.add_argument(
+    "--law", required=True,
+    help="chinchilla, power, bnsl1, ...; auto extrapolates curves",
+  )  # fmt: skip
   sub.add_argument(
     "--map", nargs="+", default=[], metavar="NAME=COLUMN",
     help="the law's variables and `loss` in terms of columns",
@@ -199,6 +209,9 @@ def parser() -> argparse.ArgumentParser:
     "--objective", default="log-mse",
     help="log-mse, mse, huber[:1e-3], lad, asymmetric[:10]",
   )  # fmt: skip
+  sub.add_argument("--x", help="auto: column of the variable")
+  sub.add_argument("--group", help="auto: columns that name a curve, A[,B]")
+  sub.add_argument("--holdout", help="auto: column, 1 to fit and 0 to predict")
   sub.add_argument("--groups", help="column that says which run a row is of")
   sub.add_argument("--pin", nargs="+", default=[], metavar="NAME=VALUE")
   sub.add_argument("--bootstrap", type=int, default=4000)

@@ -47,8 +47,12 @@ class Frame:
     return ~np.isnan(self.fixed)
 
 
-def frame(law: Law, x: Sequence[Array], y: Array) -> Frame:
-  """The frame of a law over data x (v arrays of n), y (n,)."""
+def frame(law: Law, x: Sequence[Array], y: Array, *, size: int = 0) -> Frame:
+  """The frame of a law over data x (v arrays of n), y (n,).
+
+  `size`: pads to so many points at least, so that data of several lengths
+  share one compiled program.
+  """
   mean = lambda v: float(np.exp(np.mean(np.log(v))))
   units = {v: mean(a) for v, a in zip(law.variables, x)}
   units |= {f"1/{v}": 1 / u for v, u in units.items()}
@@ -62,7 +66,7 @@ def frame(law: Law, x: Sequence[Array], y: Array) -> Frame:
     low.append(log(p.low))
     high.append(log(p.high))
   n = len(y)
-  padded = _bucket(n)
+  padded = max(bucket(n), size)
   fill = lambda a: np.r_[a, np.full(padded - n, a[0])]
   return Frame(
     x=np.stack([fill(np.asarray(a, float)) for a in x]),
@@ -76,7 +80,7 @@ def frame(law: Law, x: Sequence[Array], y: Array) -> Frame:
   )
 
 
-def _bucket(n: int) -> int:
+def bucket(n: int) -> int:
   """Sizes that programs are compiled for: 8, 12, 16, 24, 32, 48, ..."""
   size = 8
   while size < n:

@@ -1,5 +1,6 @@
 """`vitscale fit`: from anybody's files to a law, its card and its page."""
 
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from vitscale.core.errors import UserError
-from vitscale.laws import curation, ingest, registry
+from vitscale.laws import curation, extrapolate, ingest, registry
 from vitscale.laws.allocate import allocate
 from vitscale.laws.fit import Fit
 from vitscale.laws.fit import fit as fit_law
@@ -105,6 +106,53 @@ def fit_files(
   if out is not None:
     result["report"] = str(_page(Path(out), fitted, result))
   return result
+
+
+def extrapolate_files(
+  files: Sequence[str | Path],
+  *,
+  x: str | None,
+  y: str,
+  group: str | None,
+  holdout: str | None,
+) -> dict[str, Any]:
+  """`--law auto`: fits each curve where `holdout` is 1, predicts where it is 0.
+
+  Args:
+    x, y: columns; `group`: columns that name a curve, separated by commas.
+
+  Returns:
+    `groups` with `group, n_fit, n_test, method, rmse_log` (by method), and
+    `summary` by method: mean, geometric mean and median over curves.
+
+  Raises:
+    UserError: an option or a column is missing, or values are not positive.
+  """
+  for name, value in (("--x", x), ("--group", group), ("--holdout", holdout)):
+    if value is None:
+      raise UserError(f"--law auto needs {name}")
+  table = ingest.read_files(files)
+  found = extrapolate.curves(
+    table, x=x, y=y, group=group.split(","), holdout=holdout
+  )
+  start = time.perf_counter()
+  groups = list(extrapolate.extrapolate(found))
+  return {
+    "law": "auto",
+    "groups": groups,
+    "summary": extrapolate.summary(groups),
+    "seconds": round(time.perf_counter() - start, 3),
+    "sha256": table.provenance.sha256,
+  }
+
+
+def table(result: Mapping[str, Any]) -> str:
+  """What a terminal shows of `extrapolate_files`."""
+  from vitscale.report.plain import table as draw
+
+  rows = [{"method": k, **v} for k, v in result["summary"].items()]
+  head = f"{len(result['groups'])} curves, RMSE of ln loss where held out"
+  return f"{head}\n{draw(rows, list(rows[0]))}"
 
 
 def clean(

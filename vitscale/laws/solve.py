@@ -244,12 +244,21 @@ class Best:
 
 
 def best(
-  law: Law, points: Any, goal: Objective, weights: Array, *, starts: int = 8
+  law: Law,
+  points: Any,
+  goal: Objective,
+  weights: Array,
+  *,
+  starts: int = 8,
+  size: int = 0,
 ) -> Best:
-  """The global fit as far as `starts` polished starts can tell."""
+  """The global fit as far as `starts` polished starts can tell.
+
+  `size`: see `frame`.
+  """
   from vitscale.laws.starts import candidates
 
-  where = frame(law, points.x, points.y)
+  where = frame(law, points.x, points.y, size=size)
   y, w = points.y[None], weights[None]
   begin = time.perf_counter()
   t, first = candidates(law, where, goal, points, weights, starts)
