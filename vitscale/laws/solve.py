@@ -23,7 +23,7 @@ from vitscale.laws.frame import Frame, frame, outer
 from vitscale.laws.objective import LAD_DELTA, Objective
 
 Array = np.ndarray
-LANES = 128  # draws that one call polishes: their arrays stay in cache
+LANES = 32  # draws that one call polishes: their arrays stay in cache
 STEPS = (60, 60)  # of the two phases, at most; a point fit has four times
 GAIN = (1e-5, 1e-14)  # relative gain that ends a phase
 
