@@ -9,29 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.laws.log_files import complaint, notes, write
 from vitscale.core.errors import UserError
 from vitscale.laws.ingest import derive, map_columns, read_files
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = ROOT.parent / "shared" / "data" / "laws"
-
-
-def write(path, text):
-  path.parent.mkdir(parents=True, exist_ok=True)
-  path.write_text(text)
-  return path
-
-
-def complaint(paths, **kwargs):
-  with pytest.raises(UserError) as error:
-    read_files(paths, **kwargs)
-  text = str(error.value)
-  assert "\n" not in text
-  return text
-
-
-def notes(table):
-  return "; ".join(table.notes)
 
 
 def test_import_needs_numpy_only():

@@ -7,28 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vitscale.core.errors import UserError
+from tests.laws.log_files import complaint, notes, write
 from vitscale.laws.ingest import read_files
 
 EVENTS = "events.out.tfevents"
-
-
-def write(path, text):
-  path.parent.mkdir(parents=True, exist_ok=True)
-  path.write_text(text)
-  return path
-
-
-def complaint(paths, **kwargs):
-  with pytest.raises(UserError) as error:
-    read_files(paths, **kwargs)
-  text = str(error.value)
-  assert "\n" not in text
-  return text
-
-
-def notes(table):
-  return "; ".join(table.notes)
 
 
 def run_dir(home, *, status="finished", torn=""):

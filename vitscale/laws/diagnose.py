@@ -8,7 +8,7 @@ from scipy import special
 from vitscale.laws import intervals, vertex
 from vitscale.laws.data import Points
 from vitscale.laws.forms import Law
-from vitscale.laws.frame import frame
+from vitscale.laws.solve import Best
 
 Array = np.ndarray
 _EDGE = 1e-6  # share of a range that counts as "at the bound"
@@ -36,12 +36,10 @@ def noise(points: Points, residual: Array, k: int) -> tuple[float, float]:
   return sigma, lack
 
 
-def search(law: Law, points: Points, best: Any, w: Array) -> dict[str, Any]:
+def search(law: Law, best: Best, w: Array) -> dict[str, Any]:
   """How the optimum was found, and how well the data determine it there."""
-  where = frame(law, points.x, points.y)
-  t, k = best.t, len(law.linear)
-  fixed = dict(law.pinned)
-  free = [i for i, p in enumerate(law.parameters) if p.name not in fixed]
+  where, t, k = best.frame, best.t, len(law.linear)
+  free = np.flatnonzero(~where.pinned)
   bounds = []
   for i in free:
     span = where.high[i] - where.low[i]

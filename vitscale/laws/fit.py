@@ -21,7 +21,7 @@ from vitscale.core.errors import UserError
 from vitscale.laws import data as tables
 from vitscale.laws import diagnose, intervals, solve
 from vitscale.laws.forms import Law
-from vitscale.laws.frame import frame, outer
+from vitscale.laws.frame import outer
 from vitscale.laws.objective import Objective
 
 Array = np.ndarray
@@ -201,7 +201,7 @@ def fit(
   best = solve.best(law, points, goal, w, starts=starts)
   params = dict(zip(law.names, best.params))
   fitted = law(params, **dict(zip(law.variables, points.x)))
-  search = diagnose.search(law, points, best, w)
+  search = diagnose.search(law, best, w)
   mid = time.perf_counter()
 
   residual = np.log(fitted) - np.log(points.y)
@@ -209,7 +209,7 @@ def fit(
   plan = intervals.design(points.x, points.groups)
   kind, draws, dof = _bootstrap(
     law, points, w, goal, plan, fitted, residual, resample, bootstrap, seed,
-    best.t,
+    best,
   )  # fmt: skip
   degenerate = tuple(diagnose.degenerate(law, search, points, residual, w))
   named = dict(zip(law.names, draws.T))
@@ -256,7 +256,7 @@ def _bootstrap(
   resample: str,
   draws: int,
   seed: int,
-  start: Array,
+  best: solve.Best,
 ) -> tuple[str, Array, float]:
   """(kind or "", draws (d, k), degrees of freedom)."""
   k = len(law.free)
@@ -297,8 +297,8 @@ def _bootstrap(
     y = points.y[None]
   else:
     return "", np.empty((0, k)), 0
-  where = frame(law, points.x, points.y)
-  found, _, _ = solve.polish(law, where, goal, start[None], y, weights)
+  where = best.frame
+  found, _, _ = solve.polish(law, where, goal, best.t[None], y, weights)
   return kind, np.stack(outer(law, where, found), -1), dof
 
 

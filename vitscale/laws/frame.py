@@ -94,9 +94,7 @@ def bucket(n: int) -> int:
 def outer(law: Law, frame: Frame, t: Any) -> list[Any]:
   """Physical parameters of inner ones t (..., k); numpy or jax."""
   shape, k = [], len(law.linear)
-  for i, p in enumerate(law.parameters):
-    if i < k:
-      continue
+  for i, p in enumerate(law.shape, k):
     if frame.pinned[i]:
       shape.append(frame.fixed[i] + 0 * t[..., i])
     elif p.log:
@@ -132,8 +130,7 @@ def inner(law: Law, frame: Frame, values: Sequence[Array]) -> Array:
 def _middle(law: Law, frame: Frame, shape: Sequence[Any]) -> list[Any]:
   """Geometric mean over the data of each column, per lane."""
   xp = namespace(*shape)
-  x = [frame.x[i] for i in range(len(frame.x))]
-  columns = law.basis(x, [s[..., None] for s in shape])
+  columns = law.basis(list(frame.x), [s[..., None] for s in shape])
   weight = frame.mask / frame.n
   return [
     xp.exp((xp.log(xp.maximum(c, 1e-290)) * weight).sum(-1)) for c in columns

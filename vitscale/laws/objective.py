@@ -76,9 +76,7 @@ class Objective:
     size = xp.abs(r)
     inside, outside = 0.5 * r**2, delta * (size - 0.5 * delta)
     value = xp.where(size <= delta, inside, outside)
-    return (
-      value if self.over == 1 else xp.where(r > 0, self.over * value, value)
-    )
+    return self._over(xp, r, value)
 
   def pull(self, r: Any, delta: Any = None) -> Any:
     """w of re-weighted least squares: w r = rho'(r), half of it for squares."""
@@ -87,9 +85,13 @@ class Objective:
       return xp.ones_like(r)
     delta = self.delta if delta is None else delta
     weight = delta / xp.maximum(xp.abs(r), delta)
-    return (
-      weight if self.over == 1 else xp.where(r > 0, self.over * weight, weight)
-    )
+    return self._over(xp, r, weight)
+
+  def _over(self, xp: Any, r: Any, value: Any) -> Any:
+    """`value`, counted `over` times where the law lies above the point."""
+    if self.over == 1:
+      return value
+    return xp.where(r > 0, self.over * value, value)
 
   def total(self, residual: Any, weights: Any) -> Any:
     """The sum over the last axis; of `lad`, of |r| itself."""

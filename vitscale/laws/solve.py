@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from vitscale.launch import machine
 from vitscale.laws.forms import Law
 from vitscale.laws.frame import Frame, frame, outer
 from vitscale.laws.objective import LAD_DELTA, Objective
@@ -71,17 +72,10 @@ def polish(
   if len(chunks) == 1:
     parts = [one(chunks[0])]
   else:
-    with concurrent.futures.ThreadPoolExecutor(_threads()) as pool:
+    threads = len(machine.cores())
+    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
       parts = list(pool.map(one, chunks))
   return tuple(np.concatenate(v) for v in zip(*parts))
-
-
-def _threads() -> int:
-  import os
-
-  if hasattr(os, "sched_getaffinity"):
-    return max(len(os.sched_getaffinity(0)), 1)
-  return os.cpu_count() or 1
 
 
 def _run(law, frame, goal, t, y, w, count, patience):
@@ -224,6 +218,7 @@ class Best:
   """The best of many starts.
 
   Attributes:
+    frame: how the data are scaled.
     t: (k,) inner parameters; `params` the physical ones, in order.
     value: the objective, a sum.
     converged: the winner ended by itself.
@@ -232,6 +227,7 @@ class Best:
     seconds: of compiling (first call of a shape) and of fitting.
   """
 
+  frame: Frame
   t: Array
   params: tuple[float, ...]
   value: float
@@ -262,15 +258,12 @@ def best(
   y, w = points.y[None], weights[None]
   begin = time.perf_counter()
   t, first = candidates(law, where, goal, points, weights, starts)
-  middle = time.perf_counter()
-  found = polish(law, where, goal, t, y, w, patience=4)
-  compile_ = _note_first(law, goal, where, time.perf_counter() - middle)
-  if compile_:
-    again = time.perf_counter()
-    found = polish(law, where, goal, t, y, w, patience=4)
-    compile_ -= time.perf_counter() - again
-    begin += compile_ + (time.perf_counter() - again)
-  ends, values, ok = found
+  before = time.perf_counter()
+  if (key := (law, goal, where.x.shape)) not in _seen:
+    _seen.add(key)
+    polish(law, where, goal, t, y, w, patience=0)  # no steps: compiles
+  compiled = time.perf_counter() - before
+  ends, values, ok = polish(law, where, goal, t, y, w, patience=4)
   i = int(np.nanargmin(values))
   value = float(values[i])
   if goal.name == "lad":
@@ -282,6 +275,7 @@ def best(
   near = 1e-4 if goal.name == "lad" else 1e-8
   same = values <= value + near * abs(value) + 1e-24
   return Best(
+    frame=where,
     t=ends[i],
     params=tuple(float(v) for v in outer(law, where, ends[i])),
     value=value,
@@ -289,18 +283,9 @@ def best(
     starts=len(t),
     agree=float(same.mean()),
     start_gap=float((first.min() - value) / max(value, 1e-300)),
-    compile=max(compile_, 0.0),
-    seconds=time.perf_counter() - begin,
+    compile=compiled,
+    seconds=time.perf_counter() - begin - compiled,
   )
 
 
-_seen: set[Any] = set()
-
-
-def _note_first(law, goal, where, seconds) -> float:
-  """`seconds` if this shape of program ran for the first time, else 0."""
-  key = (law, goal, where.x.shape)
-  if key in _seen:
-    return 0.0
-  _seen.add(key)
-  return seconds
+_seen: set[Any] = set()  # programs that have been compiled

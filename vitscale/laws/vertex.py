@@ -16,7 +16,7 @@ from vitscale.laws.frame import outer
 Array = np.ndarray
 
 
-def slopes(law: Law, frame: Any, t: Array, free: list[int]) -> Array:
+def slopes(law: Law, frame: Any, t: Array, free: Array) -> Array:
   """(n, free) derivatives of ln loss, central differences in inner t (k,)."""
   columns = []
   x = [v[: frame.n] for v in frame.x]
@@ -43,7 +43,7 @@ def descend(
   from scipy.optimize import linprog
   from scipy.sparse import eye, hstack
 
-  free = [i for i, v in enumerate(frame.fixed) if np.isnan(v)]
+  free = np.flatnonzero(~frame.pinned)
   x = [v[: frame.n] for v in frame.x]
   residual = lambda t: (
     np.log(np.maximum(law.at(x, outer(law, frame, t)), 1e-300)) - np.log(y)

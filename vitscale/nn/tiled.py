@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from vitscale.launch import machine
+
 BLOCK = 512  # keys per step of `chunked`
 GROUP = 5 * 2**18  # float32 logits per core that `grouped` holds: 5 MB
 MASKED = -1e30  # finite, so that a row without any key stays finite
@@ -56,9 +58,7 @@ def _cores() -> int:
   """Cores this process computes on: NPROC sizes XLA's pool of threads."""
   if os.environ.get("NPROC", "").isdigit():
     return int(os.environ["NPROC"])
-  if hasattr(os, "sched_getaffinity"):
-    return len(os.sched_getaffinity(0))
-  return os.cpu_count() or 1
+  return len(machine.cores())
 
 
 _dot = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
