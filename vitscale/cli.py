@@ -30,6 +30,7 @@ def study(args: argparse.Namespace) -> tuple[dict[str, Any], int]:
   result = study_lib.run_study(
     args.name,
     scale=args.scale,
+    data=args.data,
     out=args.out,
     launcher=args.launcher,
     workers=args.workers,
@@ -183,6 +184,7 @@ def parser() -> argparse.ArgumentParser:
   sub = verb(study, "study patchify --scale smoke --out out/first")
   sub.add_argument("name", help="a folder of experiments/, or a path")
   sub.add_argument("--scale", default="quick", help="see the study's README")
+  sub.add_argument("--data", help="file or folder, for studies of points")
   sub.add_argument("--out", help="default out/NAME-SCALE")
   sub.add_argument("--launcher", default="local", help="where runs go")
   sub.add_argument("--workers", type=int, help="default: one per core or GPU")

@@ -11,6 +11,9 @@ thresholds beforehand, and a study.py with
 that rates can be tuned before they are used. A result is a dict: `name`,
 `status` (finished | failed | interrupted), `law_variables`, `metrics` (last
 row, empty when failed), `workdir`, `checkpoint`, `elastic`, `error`.
+
+A study of public points instead declares `DATA`, see study_data.py: it has no
+runs, and `analyse(results, scale, data)` gets the files.
 """
 
 import contextlib
@@ -24,7 +27,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vitscale import study_report
+from vitscale import study_data, study_report
 from vitscale.core import config as config_lib
 from vitscale.core.errors import UserError, nearest
 from vitscale.core.lock import hold
@@ -63,6 +66,7 @@ def run_study(
   name: str,
   *,
   scale: str,
+  data: str | Path | None = None,
   out: str | Path | None = None,
   launcher: str = "local",
   workers: int | None = None,
@@ -77,6 +81,7 @@ def run_study(
   Args:
     name: a folder with study.py, or the name of one in experiments/.
     scale: one of the study's SCALES.
+    data: file or folder of a study that reads data, see study_data.py.
     out: folder of runs and report; default out/NAME-SCALE.
     launcher: where runs go.
     workers: processes at once; default one per core or GPU.
@@ -84,12 +89,12 @@ def run_study(
     train: import path of what runs a config (tests).
 
   Returns:
-    `study, scale, status, seconds, runs, laws, verdicts, report, out, errors`;
-    `exit_code` tells what it means for a command.
+    `study, scale, status, seconds, data, runs, laws, verdicts, tables, report,
+    out, errors`; `exit_code` tells what it means for a command.
 
   Raises:
-    UserError: unknown study, scale or launcher, `out` of another study or in
-      use, a run name that can't be one.
+    UserError: unknown study, scale or launcher, data missing or not wanted,
+      `out` of another study or in use, a run name that can't be one.
   """
   start = time.monotonic()
   path = config_lib.find(name, "experiments", "{}/study.py").absolute()
@@ -102,6 +107,7 @@ def run_study(
     )
   if launcher not in LAUNCHERS:
     raise UserError(f"no launcher {launcher!r}{nearest(launcher, LAUNCHERS)}")
+  files = study_data.find(name, module, data)
   out = Path(out or f"out/{name}-{scale}").absolute()
   head = {"study": name, "scale": scale}
   launch = importlib.import_module(f"vitscale.launch.{launcher}")
@@ -110,8 +116,9 @@ def run_study(
     pool = launch.Pool(workers, train=train, log=out / "logs" / "workers.log")
     show = board.Board(workers=len(pool.slots))
     with show, pool:
+      given = [*files.values()] or [f"{len(pool.slots)} worker(s)"]
       show.say(
-        f"study {name} at scale {scale}: {len(pool.slots)} worker(s), {out}"
+        f"study {name} at scale {scale}: {', '.join(map(str, given))}, {out}"
       )
       results, errors, status = _all_runs(
         module, scale, out, pool=pool, show=show, force=force
@@ -120,15 +127,17 @@ def run_study(
       **head,
       "status": status,
       "seconds": 0.0,
+      "data": study_data.digests(files),
       "runs": list(results.values()),
       "laws": [],
       "verdicts": [],
+      "tables": [],
       "report": None,
       "out": str(out),
       "errors": errors,
     }
     if status != "interrupted":
-      study_report.judge(module, result, path.parent, start=start)
+      study_report.judge(module, result, path.parent, files, start=start)
       if errors or any(
         r["status"] != "finished" and not r["may_fail"] for r in result["runs"]
       ):

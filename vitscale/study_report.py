@@ -5,13 +5,17 @@ Errors of a study's own analysis are kept and reported; the runs stay.
 
 import contextlib
 import os
+import platform
 import sys
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any, TypedDict
 
+import vitscale
+from vitscale.core.errors import UserError
 from vitscale.core.log import read_json, write_json
 from vitscale.launch.board import outcome
 from vitscale.report import page, plain
@@ -28,22 +32,34 @@ class Analysis(TypedDict, total=False):
   verdicts: Sequence[Any]  # `laws.Verdict` or the same as dicts
   tables: Sequence[Any]  # `report.page.Table`, printed as well
   figures: Sequence[Any]  # `report.figures.Figure`
-  sections: Sequence[Any]  # `report.page.Section`
+  sections: Sequence[Any]  # `report.page.Section`, in the page only
   files: Mapping[str, Any]  # name -> JSON value, written beside the report
 
 
 def judge(
-  module: Any, result: dict[str, Any], folder: Path, *, start: float
+  module: Any,
+  result: dict[str, Any],
+  folder: Path,
+  files: Mapping[str, Path],
+  *,
+  start: float,
 ) -> None:
-  """Analyses and writes the report into `result`; errors are kept there."""
+  """Analyses and writes the report into `result`; errors are kept there.
+
+  Raises:
+    UserError: the study's data are no good; there are no runs to lose.
+  """
   results = {run["name"]: run for run in result["runs"]}
   analysis: Analysis = {}
   try:
     with no_accelerator():
-      analysis = module.analyse(results, result["scale"])
-    result["laws"] = plain.to_json(list(analysis.get("laws", ())))
-    result["verdicts"] = plain.to_json(list(analysis.get("verdicts", ())))
+      given = (files,) if files else ()
+      analysis = module.analyse(results, result["scale"], *given)
+    for key in ("laws", "verdicts", "tables"):
+      result[key] = plain.to_json(list(analysis.get(key, ())))
   except Exception as error:
+    if isinstance(error, UserError) and files and not results:
+      raise
     traceback.print_exc()
     result["errors"].append(f"analyse: {one_line(error)}")
   result["seconds"] = round(time.monotonic() - start, 1)
@@ -82,9 +98,9 @@ def _write_report(
     ]
     table = page.Table(FAILURES, rows)
     sections.insert(0, page.Section("Failures", tables=[table]))
-  sections.append(
-    page.Section("All runs", tables=[page.Table(RUNS, _rows(result))])
-  )
+  if result["runs"]:
+    table = page.Table(RUNS, _rows(result))
+    sections.append(page.Section("All runs", tables=[table]))
   return page.write(
     out / "report.html",
     title=analysis.get("title") or f"{result['study']} ({result['scale']})",
@@ -94,7 +110,10 @@ def _write_report(
     figures=list(analysis.get("figures", ())),
     sections=sections,
     meta=_meta(result, folder),
-    data={k: result[k] for k in ("study", "scale", "seconds", "runs", "laws")},
+    data={
+      k: result[k]
+      for k in ("study", "scale", "seconds", "data", "runs", "laws")
+    },
   )
 
 
@@ -121,17 +140,19 @@ def _rows(result: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _meta(result: Mapping[str, Any], folder: Path) -> dict[str, Any]:
   """Small facts for the foot of the page."""
-  facts: Mapping[str, Any] = {}
+  facts: Mapping[str, Any] = {} if result["runs"] else _here()
   for run in result["runs"]:
     if run["status"] == "finished":
       facts = read_json(Path(run["workdir"]) / "run.json") or {}
       break
   versions = facts.get("versions") or {}
   device = facts.get("devices") or ["unknown"]
+  files = result["data"].items()
   return {
     "study": f"{folder.name}/README.md",
     "scale": result["scale"],
-    "runs": len(result["runs"]),
+    **({"runs": len(result["runs"])} if result["runs"] else {}),
+    **{name: f"sha256 {file['sha256'][:16]}" for name, file in files},
     "seconds": result["seconds"],
     "device": str(device[0]),
     "cores": os.cpu_count(),
@@ -140,17 +161,38 @@ def _meta(result: Mapping[str, Any], folder: Path) -> dict[str, Any]:
   }
 
 
+def _here() -> dict[str, Any]:
+  """What a run would know of its machine, for a study without any."""
+  from vitscale.train import git_commit
+
+  packages = ("jax", "jaxlib", "numpy", "scipy")
+  return {
+    "devices": [_processor()],
+    "git_commit": git_commit(),
+    "versions": {"vitscale": vitscale.__version__}
+    | {name: metadata.version(name) for name in packages},
+  }
+
+
+def _processor() -> str:
+  try:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+  except OSError:
+    lines = []
+  named = (x.partition(":")[2].strip() for x in lines if "model name" in x)
+  return next(named, platform.processor() or platform.machine())
+
+
 def summary(result: Mapping[str, Any]) -> str:
   """What a study says at its end: tables, verdicts, failures, the report."""
   parts = []
-  if result["report"]:
-    report = read_json(Path(result["report"]).with_name("report.json"))
-    tables = report["tables"]
-    own = [t for t in tables if t["title"] not in (FAILURES, RUNS)]
-    own = own or [t for t in tables if t["title"] == RUNS]
-    for table in own:
-      text = plain.table(table["rows"], table["columns"])
-      parts.append(f"{table['title']}\n{text}")
+  runs = result["runs"]
+  tables = result["tables"]
+  if not tables and runs and result["report"]:
+    tables = [{"title": RUNS, "rows": _rows(result), "columns": None}]
+  for table in tables:
+    text = plain.table(table["rows"], table["columns"])
+    parts.append(f"{table['title']}\n{text}")
   if result["verdicts"]:
     parts.append(
       "\n".join(
@@ -158,25 +200,19 @@ def summary(result: Mapping[str, Any]) -> str:
         for v in result["verdicts"]
       )
     )
-  lines = [
-    f"FAILED {outcome(run)}"
-    for run in result["runs"]
-    if run["status"] == "failed"
-  ]
+  lines = [f"FAILED {outcome(r)}" for r in runs if r["status"] == "failed"]
   lines += [f"FAILED {error}" for error in result["errors"]]
-  waiting = sum(run["status"] == "interrupted" for run in result["runs"])
+  waiting = sum(run["status"] == "interrupted" for run in runs)
   if waiting:
     lines.append(
       f"interrupted with {waiting} runs left: the same command goes on"
     )
   if lines:
     parts.append("\n".join(lines))
-  n = sum(run["status"] == "finished" for run in result["runs"])
+  n = sum(run["status"] == "finished" for run in runs)
+  head = f"{n} of {len(runs)} runs finished" if runs else result["status"]
   where = f"report: {result['report']}" if result["report"] else result["out"]
-  parts.append(
-    f"{n} of {len(result['runs'])} runs finished"
-    f" in {result['seconds']:.0f} s\n{where}"
-  )
+  parts.append(f"{head} in {result['seconds']:.0f} s\n{where}")
   return "\n\n".join(parts)
 
 
