@@ -16,6 +16,7 @@ from vitscale.laws.intervals import (
   jonckheere,
   page_trend,
 )
+from vitscale.laws.isoflop import IsoFlop, isoflop, isoflop_bias
 from vitscale.laws.joint import (
   chinchilla,
   elastic,
@@ -47,6 +48,7 @@ __all__ = [
   "Fit",
   "Forecast",
   "Gain",
+  "IsoFlop",
   "LAWS",
   "Law",
   "Parameter",
@@ -65,11 +67,12 @@ __all__ = [
   "gain_from_doubling",
   "ghorbani",
   "henighan",
+  "isoflop",
+  "isoflop_bias",
   "jonckheere",
   "kaplan",
   "muennighoff",
   "named",
-  "p",
   "page_trend",
   "patch",
   "power",
