@@ -38,6 +38,13 @@ from vitscale.laws.single import (
   tokenizer,
   zhai,
 )
+from vitscale.laws.validate import (
+  Holdout,
+  Validation,
+  holdout,
+  leave_one_out,
+  rollout,
+)
 from vitscale.laws.verdict import Verdict, all_of, decide, within
 
 __all__ = [
@@ -48,11 +55,13 @@ __all__ = [
   "Fit",
   "Forecast",
   "Gain",
+  "Holdout",
   "IsoFlop",
   "LAWS",
   "Law",
   "Parameter",
   "Trend",
+  "Validation",
   "Verdict",
   "all_of",
   "bnsl",
@@ -67,16 +76,19 @@ __all__ = [
   "gain_from_doubling",
   "ghorbani",
   "henighan",
+  "holdout",
   "isoflop",
   "isoflop_bias",
   "jonckheere",
   "kaplan",
+  "leave_one_out",
   "muennighoff",
   "named",
   "page_trend",
   "patch",
   "power",
   "power_constant",
+  "rollout",
   "saturating",
   "shifted",
   "sovit",
