@@ -5,7 +5,8 @@
 With the shape parameters (exponents, scales) fixed, the linear ones are a small
 least-squares problem, and the fitter searches the others alone (`solve`). A
 formula that does not separate gives `value` instead and is searched whole.
-The catalogue is `catalogue.py`; your own law is `expression.law("E + A/N^a")`.
+The laws by name are in `registry`; your own is `expression.law("E + A/N^a",
+("N",))`.
 """
 
 import dataclasses
@@ -133,10 +134,62 @@ class Law:
           f"law {self.name!r}: {name}={value:g} lies outside of its bounds"
           f" [{p.low:g}, {p.high:g}]"
         )
-    pinned = {**dict(self.pinned), **values}
+    pinned = {**dict(self.pinned), **{k: float(v) for k, v in values.items()}}
     if len(pinned) == len(by_name):
       raise UserError(f"law {self.name!r}: nothing is left to fit")
     return dataclasses.replace(self, pinned=tuple(sorted(pinned.items())))
+
+  def bound(self, bounds: Mapping[str, "Bound"]) -> "Law":
+    """The law with other bounds, as `law.bound({"alpha": (0, 1)})`.
+
+    Raises:
+      UserError: no such parameter, no interval, or a parameter in which the
+        law is linear and that can't have such bounds.
+    """
+    new = {}
+    for name, bound in bounds.items():
+      if name not in self.names:
+        raise UserError(
+          f"law {self.name!r} has no parameter {name!r}"
+          f"{nearest(name, self.names)}"
+        )
+      low, high, log = bound_of(name, bound)
+      p = self.parameters[self.names.index(name)]
+      finite = math.isfinite(low) and math.isfinite(high)
+      if p in self.linear and (high != math.inf or low not in (0, -math.inf)):
+        raise UserError(
+          f"law {self.name!r} is linear in {name}: its bounds are 0:inf or"
+          " -inf:inf, or pin it"
+        )
+      if p in self.shape and not finite:
+        raise UserError(f"bound of {name}: {low:g}:{high:g} must be finite")
+      if p.log and low > 0:
+        log = True
+      new[name] = dataclasses.replace(p, low=low, high=high, log=log, per="")
+    swap = lambda group: tuple(new.get(p.name, p) for p in group)
+    return dataclasses.replace(
+      self, linear=swap(self.linear), shape=swap(self.shape)
+    )
+
+
+# (low, high), or (low, high, "log") to search on a logarithmic scale
+Bound = tuple[float, float] | tuple[float, float, str]
+
+
+def bound_of(name: str, bound: Bound) -> tuple[float, float, bool]:
+  """(low, high, whether logarithmic) of a `Bound`.
+
+  Raises:
+    UserError: it is empty, or logarithmic and not positive.
+  """
+  low, high, *scale = bound
+  if scale not in ([], ["log"]):
+    raise UserError(f"bound of {name}: the scale is {scale[0]!r}, not 'log'")
+  if not low < high:
+    raise UserError(f"bound of {name}: {low:g} is not below {high:g}")
+  if scale and not low > 0:
+    raise UserError(f"bound of {name}: {low:g} is not positive, as log needs")
+  return float(low), float(high), bool(scale)
 
 
 def positive(name: str, meaning: str = "") -> Parameter:
