@@ -6,6 +6,7 @@ fit = laws.fit(laws.power_constant("p", exponent=(0, 4)), rows, groups="run")
 
 from vitscale.laws.allocate import Allocation, allocate, compute_ratio
 from vitscale.laws.curves import Gain, flattened, gain_from_doubling
+from vitscale.laws.envelope import Envelope, envelope, pareto
 from vitscale.laws.fit import Fit, fit
 from vitscale.laws.forecast import Forecast, forecast
 from vitscale.laws.forms import Law, Parameter
@@ -26,6 +27,7 @@ from vitscale.laws.joint import (
   muennighoff,
   sovit,
 )
+from vitscale.laws.next_runs import NextRuns, next_runs
 from vitscale.laws.registry import LAWS, named
 from vitscale.laws.single import (
   bnsl,
@@ -52,6 +54,7 @@ __all__ = [
   "allocate",
   "compute_ratio",
   "Difference",
+  "Envelope",
   "Fit",
   "Forecast",
   "Gain",
@@ -59,6 +62,7 @@ __all__ = [
   "IsoFlop",
   "LAWS",
   "Law",
+  "NextRuns",
   "Parameter",
   "Trend",
   "Validation",
@@ -69,6 +73,7 @@ __all__ = [
   "decide",
   "difference",
   "elastic",
+  "envelope",
   "fit",
   "flattened",
   "forecast",
@@ -84,7 +89,9 @@ __all__ = [
   "leave_one_out",
   "muennighoff",
   "named",
+  "next_runs",
   "page_trend",
+  "pareto",
   "patch",
   "power",
   "power_constant",

@@ -13,7 +13,7 @@ from vitscale.laws import optima
 
 Array = np.ndarray
 SIZES = {"parabola": 3, "akima": 5}  # different N that a curve needs
-SAME = 0.01  # sizes this close in ln N are one
+SAME = 1e-3  # sizes this close in ln N are one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Group:
 
   @property
   def sizes(self) -> int:
-    """Different N, those within 1 % of the next counted once."""
+    """Different N, those within .1 % of the next counted once."""
     return len(np.unique(places(self.n)))
 
   def ln_d(self, ln_n: Array) -> Array:
@@ -199,7 +199,7 @@ def resample(
 
 
 def places(n: Array) -> Array:
-  """(rows,) number of the size: sizes within 1 % of the next are one."""
+  """(rows,) number of the size: sizes within .1 % of the next are one."""
   order = np.argsort(n, kind="stable")
   place = np.empty(len(n), int)
   place[order] = np.r_[0, np.cumsum(np.diff(np.log(n[order])) > SAME)]

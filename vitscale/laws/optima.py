@@ -152,34 +152,47 @@ class Power:
     }
 
 
-def power(c: Array, ln_y: Array, drawn: Array, dof: float) -> Power:
+def power(
+  c: Array,
+  ln_y: Array,
+  drawn: Array,
+  dof: float,
+  drawn_c: Array | None = None,
+) -> Power:
   """The line through optima, and through each draw of them.
 
   Args:
     c: (m,) compute, m >= 2 different ones.
     ln_y: (m,) logs of the optima.
-    drawn: (draws, m) resampled ln_y, NaN where a draw has no optimum. The line
+    drawn: (draws, k) resampled ln_y, NaN where a draw has no optimum. The line
       of a draw leaves those out; a draw of fewer than two is lost, and with
       more than 5 % of them lost there is no interval.
+    dof: degrees of freedom of the noise behind the draws.
+    drawn_c: (draws, k) compute of the draws; default c.
   """
   x = np.log(c)
   pivot = x.mean()
   middle, exponent = line(x - pivot, ln_y)
   if len(drawn):
+    x = x if drawn_c is None else np.log(drawn_c)
     drawn = np.stack(line(x - pivot, drawn), -1)
     good = np.isfinite(drawn).all(-1)
     drawn = drawn[good] if good.mean() >= 1 - LOST else drawn[:0]
   return Power(
-    float(np.exp(pivot)), float(middle), float(exponent),
-    drawn.reshape(-1, 2), dof, len(c),
-  )  # fmt: skip
+    pivot=float(np.exp(pivot)),
+    middle=float(middle),
+    exponent=float(exponent),
+    draws=drawn if len(drawn) else np.empty((0, 2)),
+    dof=dof,
+    n=len(c),
+  )
 
 
 def line(x: Array, y: Array) -> tuple[Array, Array]:
   """(value at x = 0, slope) by least squares over the last axis, NaN apart."""
   seen = np.isfinite(y)
+  x, y = np.where(seen, x, 0.0), np.where(seen, y, 0.0)
   w = seen / np.maximum(seen.sum(-1, keepdims=True), 1)
-  y = np.where(seen, y, 0.0)
   mean_x, mean_y = (w * x).sum(-1), (w * y).sum(-1)
   off = x - mean_x[..., None]
   width = (w * off**2).sum(-1)
