@@ -32,9 +32,7 @@ def test_levels_are_found_by_gaps():
 def test_a_continuum_is_no_level():
   c = np.geomspace(1e17, 1e18, 50)
   rows = table(c, np.tile(N, 10), np.ones(50))
-  with pytest.raises(
-    UserError, match=r"50 rows from C = 1e.17 to 1e.18 form no"
-  ):
+  with pytest.raises(UserError, match="50 of 50 rows form no level"):
     levels.group(rows, None, 0.1, "parabola")
   groups, notes = levels.group(rows, [1e17, 1e18], 0.3, "parabola")
   assert [g.c for g in groups] == [1e17, 1e18]

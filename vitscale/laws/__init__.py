@@ -5,6 +5,7 @@ fit = laws.fit(laws.power_constant("p", exponent=(0, 4)), rows, groups="run")
 """
 
 from vitscale.laws.allocate import Allocation, allocate, compute_ratio
+from vitscale.laws.approaches import Approaches, approaches
 from vitscale.laws.curves import Gain, flattened, gain_from_doubling
 from vitscale.laws.envelope import Envelope, envelope, pareto
 from vitscale.laws.fit import Fit, fit
@@ -53,6 +54,7 @@ __all__ = [
   "Allocation",
   "allocate",
   "compute_ratio",
+  "Approaches",
   "Difference",
   "Envelope",
   "Fit",
@@ -68,6 +70,7 @@ __all__ = [
   "Validation",
   "Verdict",
   "all_of",
+  "approaches",
   "bnsl",
   "chinchilla",
   "decide",

@@ -83,22 +83,28 @@ def group(
   if kind not in SIZES:
     raise UserError(f"kind is {kind!r}, must be parabola or akima")
   label, at, notes = _label(rows.c, given, tolerance)
-  out, wide = [], 0.0
+  out, thin, wide = [], [], 0.0
   for i, c in enumerate(at):
     inside = label == i
     n, d, loss = rows.n[inside], rows.d[inside], rows.y[inside]
-    if len(set(n)) < 2:
-      notes.append(f"level {c:.3g} has {len(set(n))} sizes: left out")
-      continue
     ln_c = np.log(rows.c[inside])
+    level = Group(float(c), n, d, loss, ())
+    if not len(n) or level.sizes < SIZES[kind]:
+      thin.append(len(n))
+      continue
     wide = max(wide, np.ptp(ln_c))
     a, b = optima.line(np.log(n), ln_c - np.log(n * d))
-    out.append(Group(float(c), n, d, loss, (float(a), float(b))))
-  if not any(g.sizes >= SIZES[kind] for g in out):
-    detail = f" ({notes[0]})" if notes else ""
+    out.append(dataclasses.replace(level, price=(float(a), float(b))))
+  if thin:
+    notes.append(
+      f"{len(thin)} levels ({sum(thin)} rows) have fewer than {SIZES[kind]}"
+      " different sizes: left out"
+    )
+  if not out:
     raise UserError(
-      f"no FLOP level has {SIZES[kind]} different sizes{detail}; pass levels="
-      " where rows lie near known ones"
+      f"no FLOP level has {SIZES[kind]} different sizes"
+      f"{''.join(f' ({v})' for v in notes[:1])}; pass levels= where rows lie"
+      " near known ones"
     )
   if wide > 0.01:
     notes.append(f"C varies by up to {np.expm1(wide):.0%} within a level")
@@ -108,22 +114,18 @@ def group(
 def judge(rows: Group, kind: str) -> Level:
   """The optimum of a level, and whether to believe it."""
   low, high = rows.n.min(), rows.n.max()
-  ln_n = loss = np.nan
   why = ""
-  if rows.sizes < SIZES[kind]:
-    why = f"{rows.sizes} different sizes, {kind} needs {SIZES[kind]}"
-  else:
-    ln_n, loss = (v[0] for v in minimum(rows, kind, rows.loss[None]))
-    if np.isnan(ln_n):
-      why = {
-        "parabola": "the parabola opens downwards",
-        "akima": "the smallest or the largest size has the lowest loss",
-      }[kind]
-    elif not low <= np.exp(ln_n) <= high:
-      why = (
-        f"its vertex N = {np.exp(ln_n):.3g} lies outside of the sampled"
-        f" {low:.3g} to {high:.3g}"
-      )
+  ln_n, loss = (v[0] for v in minimum(rows, kind, rows.loss[None]))
+  if np.isnan(ln_n):
+    why = {
+      "parabola": "the parabola opens downwards",
+      "akima": "the smallest or the largest size has the lowest loss",
+    }[kind]
+  elif not low <= np.exp(ln_n) <= high:
+    why = (
+      f"its vertex N = {np.exp(ln_n):.3g} lies outside of the sampled"
+      f" {low:.3g} to {high:.3g}"
+    )
   return Level(
     c=rows.c,
     n=float(np.exp(ln_n)),
@@ -231,16 +233,17 @@ def _label(
   order = np.argsort(c, kind="stable")
   label = np.empty(len(c), int)
   label[order] = np.r_[0, np.cumsum(np.diff(np.log(c[order])) > tolerance)]
-  at, notes = [], []
+  at, lost = [], 0
   for i in range(label.max() + 1):
     ln_c = np.log(c[label == i])
-    if np.ptp(ln_c) > 2 * tolerance:
-      notes.append(
-        f"{len(ln_c)} rows from C = {np.exp(ln_c.min()):.3g} to"
-        f" {np.exp(ln_c.max()):.3g} form no level: no gap of {tolerance:.0%}"
-      )
-      label[label == i] = -1
-    else:
-      label[label == i] = len(at)
+    level = np.ptp(ln_c) <= 2 * tolerance
+    label[label == i] = len(at) if level else -1
+    if level:
       at.append(np.exp(ln_c.mean()))
-  return label, np.array(at), notes
+    else:
+      lost += len(ln_c)
+  notes = [
+    f"{lost} of {len(c)} rows form no level: their compute has no gaps of"
+    f" {tolerance:.0%}"
+  ]
+  return label, np.array(at), notes if lost else []
