@@ -30,6 +30,7 @@ from vitscale.laws.joint import (
 )
 from vitscale.laws.next_runs import NextRuns, next_runs
 from vitscale.laws.registry import LAWS, named
+from vitscale.laws.select import Selection, nested_holdout, select
 from vitscale.laws.single import (
   bnsl,
   henighan,
@@ -66,6 +67,7 @@ __all__ = [
   "Law",
   "NextRuns",
   "Parameter",
+  "Selection",
   "Trend",
   "Validation",
   "Verdict",
@@ -92,6 +94,7 @@ __all__ = [
   "leave_one_out",
   "muennighoff",
   "named",
+  "nested_holdout",
   "next_runs",
   "page_trend",
   "pareto",
@@ -100,6 +103,7 @@ __all__ = [
   "power_constant",
   "rollout",
   "saturating",
+  "select",
   "shifted",
   "sovit",
   "tokenizer",

@@ -16,26 +16,29 @@ from vitscale.laws import intervals
 from vitscale.laws.fit import Fit
 
 Array = np.ndarray
+NORMAL = 2000  # draws from the delta method's covariance
 
 
 def log_mean(fits: Sequence[Fit], x: Mapping[str, Any]) -> Array:
   """Mean over fits of ln loss at x; each law takes the variables it has."""
-  each = [_log(f, f.params, x) for f in fits]
-  return np.mean(each, axis=0)
+  return np.mean([_log(f, f.params, x) for f in fits], axis=0)
 
 
 def log_draws(fits: Sequence[Fit], x: Mapping[str, Any]) -> Array:
   """(draws, ...) ln loss of the resampled curves of all fits together.
 
-  Empty where one of them has no draws.
+  The bootstrap's where there are draws, else normal ones (`delta`). Empty
+  where a fit has neither.
   """
   shape = np.broadcast_shapes(*(np.shape(v) for v in x.values()))
-  if not all(f.interval for f in fits):
-    return np.empty((0, *shape))
-  stack = lambda f: {
-    k: v.reshape(-1, *(1,) * len(shape)) for k, v in f.draws.items()
-  }
-  return np.concatenate([_log(f, stack(f), x) for f in fits])
+  wide = (-1, *(1,) * len(shape))
+  found = []
+  for f in fits:
+    draws = _draws(f)
+    if draws is None:
+      return np.empty((0, *shape))
+    found.append(_log(f, {k: v.reshape(wide) for k, v in draws.items()}, x))
+  return np.concatenate(found)
 
 
 def interval(
@@ -51,20 +54,41 @@ def interval(
     rng = np.random.default_rng([fits[0].seed, 1])
     noise = rng.standard_normal(draws.shape) * _sigma(fits)
     draws = draws + noise / math.sqrt(runs)
-  return intervals.percentile(draws, level, min(f.dof for f in fits))
+  return intervals.percentile(draws, level, min(_dof(f) for f in fits))
 
 
 def misses(fits: Sequence[Fit], draws: Array, error: Array) -> float:
-  """p-value of the errors under the spread of `draws` and run noise."""
+  """p-value of errors (m,) under the spread of `draws` and run noise.
+
+  An F test of all of them together; NaN where draws are not finite.
+  """
   m = len(error)
-  finite = draws[np.isfinite(draws).all(-1)]
-  if len(finite) < len(draws) or len(draws) < 2:
+  if len(draws) < 2 or not np.isfinite(draws).all():
     return math.nan
   noise = max(_sigma(fits) ** 2, 1e-24)
   spread = np.cov(draws.T).reshape(m, m) + noise * np.eye(m)
   ratio = error @ np.linalg.solve(spread, error) / m
-  dof = min(min(f.dof, f.n - len(f.law.free)) for f in fits)
+  dof = min(min(_dof(f), f.n - len(f.law.free)) for f in fits)
   return float(special.fdtrc(m, max(dof, 1), ratio))
+
+
+def _draws(f: Fit) -> Mapping[str, Array] | None:
+  if not f.search["converged"]:
+    return None
+  if f.interval:
+    return f.draws
+  near = f.local
+  if f.degenerate or not near.dof:
+    return None
+  rng = np.random.default_rng(f.seed)
+  t = np.repeat(near.t[None], NORMAL, 0)
+  zero = np.zeros(len(near.free))
+  t[:, near.free] += rng.multivariate_normal(zero, near.covariance, NORMAL)
+  return near.params(np.clip(t, near.frame.low, near.frame.high))
+
+
+def _dof(f: Fit) -> float:
+  return f.dof if f.interval else f.local.dof
 
 
 def _sigma(fits: Sequence[Fit]) -> float:

@@ -124,6 +124,18 @@ def automatic(where: Scales, need: int) -> int:
   return max(enough) if enough else min(able)
 
 
+def held(where: Scales, need: int, share: float | None = None) -> Array:
+  """(n,) rows to hold out: see `automatic`, or `share` in whole levels.
+
+  Raises:
+    UserError: too few points are left, or a bad share.
+  """
+  cut = automatic(where, need) if share is None else top(where, share)
+  if cut not in where.cuts(need):
+    raise too_few(where, need)
+  return where.level >= cut
+
+
 def top(where: Scales, share: float) -> int:
   """The first held-out level where `share` of the rows are held out."""
   if not 0 < share < 1:

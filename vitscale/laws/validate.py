@@ -17,15 +17,7 @@ from vitscale.core.errors import UserError
 from vitscale.laws.fit import Fit, fit
 from vitscale.laws.forms import Law
 from vitscale.laws.mixture import interval, log_draws, log_mean, misses
-from vitscale.laws.scales import (
-  Far,
-  Scales,
-  automatic,
-  scales,
-  steps,
-  too_few,
-  top,
-)
+from vitscale.laws.scales import Far, Scales, held, scales, steps
 
 Array = np.ndarray
 SPARE = 2  # different points that a fit needs beyond its parameters
@@ -145,13 +137,11 @@ def holdout(
     UserError: too few points below the cut, or bad columns.
   """
   where = scales(law, data, by=by, far=far, y=y)
-  need = len(law.free) + SPARE
-  cut = automatic(where, need) if share is None else top(where, share)
-  if cut not in where.cuts(need):
-    raise too_few(where, need)
-  held = where.level >= cut
-  fitted = fit(law, where.rows(~held), y=y, groups=groups, **options)
-  return judge([fitted], where, ~held, held, y=y, groups=groups, level=level)
+  far_rows = held(where, len(law.free) + SPARE, share)
+  fitted = fit(law, where.rows(~far_rows), y=y, groups=groups, **options)
+  return judge(
+    [fitted], where, ~far_rows, far_rows, y=y, groups=groups, level=level
+  )
 
 
 def rollout(
@@ -177,10 +167,10 @@ def rollout(
   """
   where = scales(law, data, by=by, far=far, y=y)
   checks = []
-  for near, held in steps(where, len(law.free) + SPARE, folds):
+  for near, next_ in steps(where, len(law.free) + SPARE, folds):
     fitted = fit(law, where.rows(near), y=y, groups=groups, **options)
     checks.append(
-      judge([fitted], where, near, held, y=y, groups=groups, level=level)
+      judge([fitted], where, near, next_, y=y, groups=groups, level=level)
     )
   said = ()
   if len(checks) < folds:
@@ -223,15 +213,15 @@ def leave_one_out(
     said.append(f"{count} values of {where.by} were merged into {most}")
   checks = []
   for j in range(label.max() + 1):
-    held = label == j
+    out = label == j
     try:
-      fitted = fit(law, where.rows(~held), y=y, groups=groups, **options)
+      fitted = fit(law, where.rows(~out), y=y, groups=groups, **options)
     except UserError as error:
-      value = where.values[held].min()
+      value = where.values[out].min()
       said.append(f"{where.by} = {value:g} could not be left out: {error}")
       continue
     checks.append(
-      judge([fitted], where, ~held, held, y=y, groups=groups, level=level)
+      judge([fitted], where, ~out, out, y=y, groups=groups, level=level)
     )
   if not checks:
     raise UserError(said[-1])
@@ -242,15 +232,15 @@ def judge(
   fits: Sequence[Fit],
   where: Scales,
   near: Array,
-  held: Array,
+  far: Array,
   *,
   y: str,
   groups: str | None,
   level: float,
 ) -> Holdout:
-  """Compares the log mean of `fits` to the rows `held`."""
+  """Compares the log mean of `fits` to the rows `far`."""
   variables = dict.fromkeys(v for f in fits for v in f.law.variables)
-  rows = where.rows(held)
+  rows = where.rows(far)
   x = {v: np.asarray(rows[v], np.float64) for v in variables}
   measured = np.asarray(rows[y], np.float64)
   value = log_mean(fits, x)
@@ -259,19 +249,19 @@ def judge(
   low, high = interval(fits, draws, level, runs=1)
   inside = (low <= np.log(measured)) & (np.log(measured) <= high)
   known = len(draws) > 0
-  alone = groups is None or len(set(rows[groups].tolist())) == held.sum()
+  alone = groups is None or len(set(rows[groups].tolist())) == far.sum()
   p = misses(fits, draws, error) if known and alone else math.nan
-  t_near, t_held = where.t[near], where.t[held]
+  t_near, t_held = where.t[near], where.t[far]
   beyond = max(t_held.max() - t_near.max(), t_near.min() - t_held.min(), 0.0)
-  nearest_held = np.argmin(np.abs(t_held - t_near.max()))
+  first = np.argmin(np.abs(t_held - t_near.max()))
   check = Holdout(
     law="+".join(f.law.name for f in fits),
     by=where.by,
     far=where.far,
-    cut=float(where.values[held][nearest_held]),
+    cut=float(where.values[far][first]),
     distance=float(np.exp(beyond)),
     n_fit=int(near.sum()),
-    n_test=int(held.sum()),
+    n_test=int(far.sum()),
     rmse_log=float(np.sqrt((error**2).mean())),
     bias_log=float(error.mean()),
     inside=float(inside.mean()) if known else None,
@@ -280,7 +270,7 @@ def judge(
     rows=tuple(
       {
         **{v: float(x[v][i]) for v in variables},
-        "scale": float(where.values[held][i]),
+        "scale": float(where.values[far][i]),
         "measured": float(measured[i]),
         "predicted": float(np.exp(value[i])),
         "low": float(np.exp(low[i])) if known else None,
