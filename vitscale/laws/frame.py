@@ -26,6 +26,7 @@ class Frame:
   Attributes:
     x: (v, n) variables, padded to a common size.
     mask: (n,) 1 for real points.
+    middle: (v,) geometric mean of each variable.
     level: geometric mean of the losses.
     unit: (k,) unit of each shape parameter, 1 for linear ones.
     low, high: (k,) bounds of the inner parameters.
@@ -35,6 +36,7 @@ class Frame:
 
   x: Array
   mask: Array
+  middle: Array
   level: float
   unit: Array
   low: Array
@@ -71,6 +73,7 @@ def frame(law: Law, x: Sequence[Array], y: Array, *, size: int = 0) -> Frame:
   return Frame(
     x=np.stack([fill(np.asarray(a, float)) for a in x]),
     mask=np.r_[np.ones(n), np.zeros(padded - n)],
+    middle=np.array([units[v] for v in law.variables]),
     level=mean(y),
     unit=np.array(unit),
     low=np.array(low, float),
@@ -128,10 +131,8 @@ def inner(law: Law, frame: Frame, values: Sequence[Array]) -> Array:
 
 
 def _middle(law: Law, frame: Frame, shape: Sequence[Any]) -> list[Any]:
-  """Geometric mean over the data of each column, per lane."""
+  """Each column at the middle of the data, per lane."""
+  middle = [v[None] for v in frame.middle]
+  columns = law.basis(middle, [s[..., None] for s in shape])
   xp = namespace(*shape)
-  columns = law.basis(list(frame.x), [s[..., None] for s in shape])
-  weight = frame.mask / frame.n
-  return [
-    xp.exp((xp.log(xp.maximum(c, 1e-290)) * weight).sum(-1)) for c in columns
-  ]
+  return [xp.maximum(xp.abs(c[..., 0]), 1e-290) for c in columns]

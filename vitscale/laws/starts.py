@@ -18,7 +18,8 @@ from vitscale.laws.frame import inner, outer
 from vitscale.laws.objective import Objective
 
 Array = np.ndarray
-_CELLS = 200_000  # starts x points that are tried
+_TRIES = 128  # starts tried for each shape parameter
+_ROWS = 48  # points that they are tried on
 _TINY = 1e-300
 
 
@@ -38,9 +39,11 @@ def candidates(
     weights: (n,).
     keep: how many, the best and then those unlike it.
   """
-  n, k = points.n, len(law.linear)
-  dims = len(law.shape)
-  tries = int(np.clip(_CELLS // n, 64, 256 * max(dims, 1)))
+  k, dims = len(law.linear), len(law.shape)
+  tries = _TRIES * max(dims, 1)
+  few = _few(points.y)
+  x, y = [v[few] for v in points.x], points.y[few]
+  all_weights, weights = weights, weights[few]
   low, high = frame.low[k:], frame.high[k:]
   inside = low + (high - low) * sobol(dims, tries)  # (s, q)
   ones = np.ones((tries, k))
@@ -49,21 +52,26 @@ def candidates(
   shape = [np.asarray(v) for v in values[k:]]
   if k:
     fixed = frame.fixed[:k]
-    linear, score = project(
-      law, points.x, points.y, weights, goal, shape, fixed
-    )
+    linear, score = project(law, x, y, weights, goal, shape, fixed)
     values = [*np.moveaxis(linear, -1, 0), *shape]
   else:
-    predicted = law.at(
-      [np.asarray(v) for v in points.x], [s[:, None] for s in shape]
-    )
-    r = goal.residual(np.maximum(predicted, _TINY), points.y)
+    predicted = law.at(x, [s[:, None] for s in shape])
+    r = goal.residual(np.maximum(predicted, _TINY), y)
     score = goal.total(np.nan_to_num(r, nan=1e3), weights)
   score = np.where(np.isfinite(score), score, np.inf)
   order = np.argsort(score, kind="stable")
   picked = _spread(inside, order, low, high, keep)
-  t = inner(law, frame, [np.asarray(v)[picked] for v in values])
-  return t, score[picked]
+  values = [np.asarray(v)[picked] for v in values]
+  all_x = [np.asarray(v) for v in points.x]
+  predicted = law.at(all_x, [v[:, None] for v in values])
+  r = goal.residual(np.maximum(predicted, _TINY), points.y)
+  return inner(law, frame, values), goal.total(r, all_weights)
+
+
+def _few(y: Array) -> Array:
+  """Rows evenly over the ranks of the loss: a start needs no more."""
+  order = np.argsort(y, kind="stable")
+  return order[np.linspace(0, len(y) - 1, min(len(y), _ROWS)).astype(int)]
 
 
 def _spread(where, order, low, high, keep) -> list[int]:
@@ -105,7 +113,7 @@ def project(
   shape: Sequence[Array],
   fixed: Array,
   *,
-  steps: int = 4,
+  steps: int = 2,
 ) -> tuple[Array, Array]:
   """Best linear parameters for every start's shape.
 
