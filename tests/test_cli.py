@@ -32,7 +32,9 @@ assert not heavy, heavy
   assert "vitscale study patchify" in process.stdout
 
 
-@pytest.mark.parametrize("verb", ["study", "train", "models", "runs", "data"])
+@pytest.mark.parametrize(
+  "verb", ["study", "train", "fit", "models", "runs", "data"]
+)
 def test_every_verb_has_help_with_an_example(verb, capsys):
   with pytest.raises(SystemExit) as stop:
     cli.main([verb, "--help"])

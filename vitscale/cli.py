@@ -61,7 +61,12 @@ def train(args: argparse.Namespace) -> tuple[dict[str, Any], int]:
 
 
 def fit(args: argparse.Namespace) -> tuple[dict[str, Any], int]:
-  """Fits a scaling law to logs: runs, CSV, JSON, TensorBoard, W&B exports."""
+  """Fits a scaling law to logs: runs, CSV, JSON, TensorBoard, W&B exports.
+
+  Order of cleaning: columns are mapped (--map, --y), missing ones of N, D, C
+  = 6 N D, M = D / N derived, then --dedup, --drop-warmup, --smooth, --final,
+  --drop-highest, --outliers. Each says which rows it dropped.
+  """
   os.environ.setdefault("JAX_PLATFORMS", "cpu")  # a few milliseconds of work
   from vitscale.laws import from_files
 
@@ -77,16 +82,24 @@ def fit(args: argparse.Namespace) -> tuple[dict[str, Any], int]:
     law=args.law,
     mapping=_pairs("--map", args.map),
     y=args.y,
-    drop_highest=args.drop_highest,
+    bounds=_bounds(args.bound),
+    pin=_numbers("--pin", args.pin),
     objective=args.objective,
     groups=args.groups,
-    pin=_numbers("--pin", args.pin),
     bootstrap=args.bootstrap,
     resample=args.resample,
     seed=args.seed,
     predict=_numbers("--predict", args.predict) or None,
     compute=args.compute,
+    count=args.count,
     out=args.out,
+    x=args.x,
+    dedup=args.dedup,
+    drop_warmup=args.drop_warmup,
+    smooth=args.smooth,
+    final=args.final,
+    drop_highest=args.drop_highest,
+    outliers=args.outliers,
   )
   if not args.json:
     print(from_files.text(result))
@@ -100,6 +113,8 @@ def _pairs(option: str, items: Sequence[str]) -> dict[str, str]:
     key, equals, value = item.partition("=")
     if not equals or not key or not value:
       raise UserError(f"{option} {item!r} is not NAME=VALUE")
+    if key in out:
+      raise UserError(f"{option} gives {key!r} twice")
     out[key] = value
   return out
 
@@ -107,10 +122,26 @@ def _pairs(option: str, items: Sequence[str]) -> dict[str, str]:
 def _numbers(option: str, items: Sequence[str]) -> dict[str, float]:
   """`["N=1e9,D=2e10"]` as numbers."""
   pairs = _pairs(option, [i for item in items for i in item.split(",")])
+  return {key: _number(option, key, value) for key, value in pairs.items()}
+
+
+def _number(option: str, key: str, value: str) -> float:
   try:
-    return {key: float(value) for key, value in pairs.items()}
-  except ValueError as error:
-    raise UserError(f"{option}: {error}") from None
+    return float(value)
+  except ValueError:
+    raise UserError(f"{option} {key}={value}: not a number") from None
+
+
+def _bounds(items: Sequence[str]) -> dict[str, tuple]:
+  """`["alpha=0:2", "T0=1e3:1e6:log"]` as (low, high) or (low, high, "log")."""
+  out = {}
+  for key, text in _pairs("--bound", items).items():
+    low, *rest = text.split(":")
+    if len(rest) not in (1, 2):
+      raise UserError(f"--bound {key}={text} is not NAME=LOW:HIGH[:log]")
+    ends = (_number("--bound", key, v) for v in (low, rest[0]))
+    out[key] = (*ends, *rest[1:])
+  return out
 
 
 def models(args: argparse.Namespace) -> tuple[dict[str, Any], int]:
@@ -199,28 +230,61 @@ def parser() -> argparse.ArgumentParser:
   sub.add_argument("files", nargs="+", help="logs, or folders of runs")
   sub.add_argument(
     "--law", required=True,
-    help="chinchilla, power, bnsl1, ...; auto extrapolates curves",
+    help="chinchilla, power, bnsl1, ...; a formula, as 'E + A/N^alpha';"
+    " auto extrapolates curves",
   )  # fmt: skip
   sub.add_argument(
     "--map", nargs="+", default=[], metavar="NAME=COLUMN",
     help="the law's variables and `loss` in terms of columns",
   )  # fmt: skip
   sub.add_argument("--y", default="loss", help="column of the loss")
-  sub.add_argument("--drop-highest", type=int, default=0, metavar="K")
+  sub.add_argument(
+    "--bound", nargs="+", default=[], metavar="NAME=LOW:HIGH[:log]",
+    help="where a parameter is searched",
+  )  # fmt: skip
+  sub.add_argument("--pin", nargs="+", default=[], metavar="NAME=VALUE")
   sub.add_argument(
     "--objective", default="log-mse",
     help="log-mse, mse, huber[:1e-3], lad, asymmetric[:10]",
   )  # fmt: skip
-  sub.add_argument("--x", help="auto: column of the variable")
+  sub.add_argument("--groups", help="column that says which run a row is of")
+  sub.add_argument(
+    "--x", help="column that orders the rows of a run (default step); of"
+    " --outliers and --law auto: the variable",
+  )  # fmt: skip
   sub.add_argument("--group", help="auto: columns that name a curve, A[,B]")
   sub.add_argument("--holdout", help="auto: column, 1 to fit and 0 to predict")
-  sub.add_argument("--groups", help="column that says which run a row is of")
-  sub.add_argument("--pin", nargs="+", default=[], metavar="NAME=VALUE")
+  sub.add_argument(
+    "--dedup", action="store_true",
+    help="drop rows equal to an earlier one in run, x, variables and loss",
+  )  # fmt: skip
+  sub.add_argument(
+    "--drop-warmup", default="", metavar="STEPS|PERCENT",
+    help="drop the start of every run: 500, or 10%%",
+  )  # fmt: skip
+  sub.add_argument(
+    "--smooth", type=int, default=0, metavar="WINDOW",
+    help="mean of log loss over so many rows of a run",
+  )  # fmt: skip
+  sub.add_argument(
+    "--final", action="store_true", help="the last point of each run only"
+  )
+  sub.add_argument(
+    "--drop-highest", type=int, default=0, metavar="K",
+    help="keep losses below the K-th largest",
+  )  # fmt: skip
+  sub.add_argument(
+    "--outliers", default="", metavar="report|drop",
+    help="rows far from the trend of their neighbours, with reasons",
+  )  # fmt: skip
   sub.add_argument("--bootstrap", type=int, default=4000)
   sub.add_argument("--resample", default="auto")
   sub.add_argument("--seed", type=int, default=0)
   sub.add_argument("--predict", nargs="+", default=[], metavar="N=..,D=..")
   sub.add_argument("--compute", type=float, help="budget to allocate, FLOPs")
+  sub.add_argument(
+    "--count", metavar="total|non-embedding", help="what N counts"
+  )
   sub.add_argument("--out", help="folder for card.json and report.html")
   sub = verb(models, "models --family vit")
   sub.add_argument("--family", help="only this family")

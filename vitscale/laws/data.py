@@ -9,6 +9,8 @@ import numpy as np
 
 from vitscale.core.errors import UserError, nearest
 from vitscale.laws.forms import Law
+from vitscale.laws.frame import frame, outer
+from vitscale.laws.table import Table
 
 Array = np.ndarray
 
@@ -36,6 +38,8 @@ class Points:
 
 def columns_of(data: Any) -> dict[str, Array]:
   """A mapping of columns, a data frame, or a list of row dicts."""
+  if isinstance(data, Table):
+    return data
   if isinstance(data, Sequence) and all(isinstance(r, Mapping) for r in data):
     names = list(dict.fromkeys(k for r in data for k in r))
     return {k: np.array([r.get(k) for r in data], object) for k in names}
@@ -81,6 +85,7 @@ def read(
       f"law {law.name!r} needs {k} different values of "
       f"{', '.join(law.variables)}, the data have {distinct}"
     )
+  _check_varies(law, x, loss)
 
   if weights is None:
     w = np.ones(n)
@@ -101,13 +106,37 @@ def read(
       raise UserError(f"{name} has {len(v)} rows, {y!r} has {n}")
   if g is not None and len(set(g)) == 1:
     raise UserError(
-      f"groups: all {n} rows belong to run {g[0]!r}, resampling runs needs 2"
+      f"groups: all {n} rows belong to run {str(g[0])!r}, resampling runs"
+      " needs 2"
     )
 
   digest = hashlib.sha256()
   for v in (*x, loss, w):
     digest.update(np.ascontiguousarray(v, "<f8").tobytes())
   return Points(x, loss, w, g, digest.hexdigest()[:16])
+
+
+def _check_varies(law: Law, x: Sequence[Array], loss: Array) -> None:
+  """Raises UserError where one value of a variable makes two terms one.
+
+  Laws that are not linear in anything are left to the fit's own check.
+  """
+  constant = [v for v, values in zip(law.variables, x) if np.ptp(values) == 0]
+  if not constant or law.basis is None:
+    return
+  where, k = frame(law, x, loss), len(law.linear)
+  low, high = where.low[k:], where.high[k:]
+  t = np.r_[np.ones(k), low + 0.15 * (high - low)]
+  columns = np.stack(
+    np.broadcast_arrays(*law.basis(x, outer(law, where, t)[k:]))
+  )[[p in law.free for p in law.linear]]
+  columns = columns / np.linalg.norm(columns, axis=1, keepdims=True)
+  if np.linalg.matrix_rank(columns) < len(columns):
+    value = x[law.variables.index(constant[0])][0]
+    raise UserError(
+      f"{constant[0]!r} is {value:g} in every row: law {law.name!r} needs"
+      " different values of it"
+    )
 
 
 def _positive(table: Mapping[str, Any], name: str, role: str) -> Array:
@@ -120,14 +149,14 @@ def _positive(table: Mapping[str, Any], name: str, role: str) -> Array:
     # Float before anything is multiplied: int64 overflows silently.
     value = raw.astype(np.float64)
   except (TypeError, ValueError):
-    bad = [i for i, v in enumerate(raw) if not _is_number(v)]
+    bad = np.array([i for i, v in enumerate(raw) if not _is_number(v)])
     raise UserError(
-      f"column {name!r} ({role}): {_rows(bad, raw)}, must be numbers"
+      f"column {name!r} ({role}): {_rows(table, bad, raw)}, must be numbers"
     ) from None
   bad = np.flatnonzero(~(np.isfinite(value) & (value > 0)))
   if bad.size:
     raise UserError(
-      f"column {name!r} ({role}): {_rows(bad, value)}, must be positive"
+      f"column {name!r} ({role}): {_rows(table, bad, value)}, must be positive"
     )
   return value
 
@@ -140,6 +169,15 @@ def _is_number(v: Any) -> bool:
   return True
 
 
-def _rows(bad: Sequence[int], values: Array, most: int = 5) -> str:
+def _rows(
+  table: Mapping[str, Any], bad: Array, values: Array, most: int = 5
+) -> str:
+  """Which rows are wrong, counted as in their file where there is one."""
+  if isinstance(table, Table):
+    first = values[bad[0]]
+    where = table.where(bad, most)
+    return (
+      f"{where} is {first}" if len(bad) == 1 else f"{where} ({first} first)"
+    )
   shown = ", ".join(f"row {i} is {values[i]}" for i in bad[:most])
   return shown + (f" and {len(bad) - most} more" if len(bad) > most else "")
