@@ -102,8 +102,9 @@ def optimum_figure(
   c = np.geomspace(min(r["C"] for r in rows), max(r["C"] for r in rows), 9)
   marks = []
   if one is not None:
-    used = [p for p in one.points if not p.why]
-    marks.append(Points("1 envelope", [p.c for p in used], [p.n for p in used]))
+    used = [s for s in one.stretches if not s.why]
+    middle = [math.sqrt(s.low * s.high) for s in used]
+    marks.append(Points("1 envelope", middle, [s.n for s in used]))
     if one.n is not None:
       marks.append(Line("1 envelope", c, one.n.at(c), dash=True))
   if two is not None:
@@ -142,7 +143,8 @@ def cell_table(rows: claims.Rows, held: claims.Rows, fit: laws.Fit) -> Table:
     law = fit.predict(N=n, D=first["D"])
     out.append({
       "FLOPs": f"{level:.3g}", "width": first["width"], "N": n,
-      "images": first["D"], "rate": f"{first['lr']:g}", "seeds": len(mine),
+      "images": round(first["D"]), "rate": f"{first['lr']:g}",
+      "seeds": len(mine),
       "test loss": number(loss.mean(), 4),
       "sd": number(loss.std(ddof=1), 4) if len(mine) > 1 else "-",
       "law": number(law, 4),
@@ -186,8 +188,9 @@ def approach_table(
   return Table(
     "N* = k C^a",
     rows,
-    caption="Approach 1 rests on finished runs, not on points inside a run,"
-    " whose rate has still to decay. Approach 2 would err by"
+    caption="Approach 1 reads curves that join the finished runs of one size"
+    " and seed over budgets, not points inside a run: no rate has still to"
+    " decay, whatever its warning says. Approach 2 would err by"
     f" {number(bias, 3)} in a on noise-free losses of the law.",
   )
 
@@ -209,10 +212,9 @@ def analyse(done: Results, scale: str) -> dict[str, Any]:
   fit = found[claims.LAW]
   said = claims.forecasts(found, held)
   one, two, trouble = None, None, []
-  count = len({r["level"] for r in rows})
   try:
-    one = envelope(rows, bins=max(count, 2))
-    two = isoflop(rows)
+    one = envelope(rows, run="curve")
+    two = isoflop(rows, params=None if fit.degenerate else fit.params)
   except UserError as error:
     trouble.append(str(error))
   a = claims.exponents(one, two, fit)

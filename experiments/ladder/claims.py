@@ -30,7 +30,8 @@ def points(done: Results, *, held: bool = False) -> Rows:
   """One row per finished run, without pilots, in order of compute and size.
 
   N counts parameters without embeddings, D images, C the FLOPs that the bench
-  counted; `level` is the C that was asked for.
+  counted; `level` is the C that was asked for, `curve` joins the runs of one
+  size and seed.
   """
   rows = []
   for result in done.values():
@@ -41,7 +42,7 @@ def points(done: Results, *, held: bool = False) -> Rows:
       rows.append({
         "N": v["params_non_embedding"], "D": m["examples"], "C": m["flops"],
         "loss": m[LOSS], "level": v["C"], "width": v["width"], "lr": v["lr"],
-        "seed": v["seed"],
+        "seed": v["seed"], "curve": f"{v['width']}-{v['seed']}",
       })  # fmt: skip
   return sorted(rows, key=lambda r: (r["level"], r["N"], r["seed"]))
 
