@@ -42,6 +42,8 @@ from vitscale.laws.single import (
   tokenizer,
   zhai,
 )
+from vitscale.laws.star import Star, fit_star
+from vitscale.laws.star import plan as star_plan
 from vitscale.laws.validate import (
   Holdout,
   Validation,
@@ -68,6 +70,7 @@ __all__ = [
   "NextRuns",
   "Parameter",
   "Selection",
+  "Star",
   "Trend",
   "Validation",
   "Verdict",
@@ -80,6 +83,7 @@ __all__ = [
   "elastic",
   "envelope",
   "fit",
+  "fit_star",
   "flattened",
   "forecast",
   "gadre",
@@ -106,6 +110,7 @@ __all__ = [
   "select",
   "shifted",
   "sovit",
+  "star_plan",
   "tokenizer",
   "within",
   "zhai",

@@ -68,20 +68,20 @@ def read(
     )
   if not per > 0:
     raise UserError(f"per is {per}, must be positive: FLOPs a parameter, token")
-  size = _positive(table, n)
-  loss = np.full(len(size), np.nan) if y is None else _positive(table, y)
+  size = positive(table, n)
+  loss = np.full(len(size), np.nan) if y is None else positive(table, y)
   notes, spread = [], 0.0
   # All of it in float: int64 overflows silently at 6 N D of a large model.
   if compute not in table:
-    tokens = _positive(table, d)
+    tokens = positive(table, d)
     flops = per * size * tokens
     notes.append(f"{compute} = {per:g} {n} {d}")
   elif d not in table:
-    flops = _positive(table, compute)
+    flops = positive(table, compute)
     tokens = flops / (per * size)
     notes.append(f"{d} = {compute} / ({per:g} {n})")
   else:
-    flops, tokens = _positive(table, compute), _positive(table, d)
+    flops, tokens = positive(table, compute), positive(table, d)
     spread = float(np.abs(np.log(flops / (per * size * tokens))).max())
     if spread > 0.01:
       notes.append(
@@ -91,7 +91,7 @@ def read(
   return Budgets(size, tokens, flops, loss, dict(table), tuple(notes), spread)
 
 
-def _positive(table: Table, name: str) -> Array:
+def positive(table: Table, name: str) -> Array:
   value = table.numbers(name, finite=True)
   bad = np.flatnonzero(~(value > 0))
   if bad.size:
