@@ -237,12 +237,12 @@ def scatter(names: list[str], found: Mapping[str, Any]) -> Figure:
   parts = points.by_domain(names)
   x, y = scores.filled(found["M4"]), scores.filled(found["auto"])
   ends = [min(x.min(), y.min()), max(x.max(), y.max())]
-  marks: list[Any] = [Line("equal", ends, ends, dash=True, faint=True)]
-  marks += [
+  marks: list[Any] = [
     Points(part, x[parts[part]], y[parts[part]])
     for part in points.ORDER
     if part in parts
   ]
+  marks.append(Line("equal", ends, ends, dash=True, faint=True))
   panel = Panel(Axis("RMSE of M4", "log"), Axis("RMSE of auto", "log"), marks)
   return Figure(
     "auto_against_m4",
