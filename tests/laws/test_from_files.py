@@ -238,6 +238,7 @@ LAW = ("--law", "chinchilla", *COLUMNS)
     ((*LAW, "--bootstrap", "-1"), "must not be negative"),
     (("--law", "E + A*loss^a"), "holds the loss"),
     (("--law", "E + A/N^a + q(N)", *COLUMNS), "no function 'q'"),
+    (("--law", "E + A*sqrt(-N)", *COLUMNS), "is not a number on these data"),
     (("--law", "E + A/Z^a", *COLUMNS), "no name in it is a column"),
     (("--law", "(E + A/N^a)^c", *COLUMNS), "give --bound E=LOW:HIGH"),
   ],

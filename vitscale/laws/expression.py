@@ -16,11 +16,13 @@ import numpy as np
 from vitscale.core.errors import UserError, nearest
 from vitscale.laws.forms import Array, Bound, Law, Parameter, bound_of
 from vitscale.laws.formula import Tree, names, parse, value
+from vitscale.laws.frame import frame, outer
 from vitscale.laws.numeric import namespace
 
 Term = tuple[int, str | None, Tree]  # sign, linear parameter, its column
 
 _MOST = 16  # parameters
+_TRIES = 256  # of parameters, to see whether a formula has values
 # Hidden parameters with a fixed value: the factor of the terms that have no
 # linear parameter, and the one to search in a law that is linear altogether.
 OFFSET = Parameter("1", 0.0, meaning="factor of the terms without another")
@@ -108,6 +110,29 @@ def law(
     name, formula, found, tuple(free), shape, basis=basis,
     pinned=tuple(sorted(pinned.items())),
   )  # fmt: skip
+
+
+def check_domain(law: Law, x: Sequence[Array], y: Array) -> None:
+  """Raises UserError where a formula is not a number at any parameters tried.
+
+  Args:
+    law: what `law` made.
+    x, y: one (n,) array per variable, and the losses; bad rows are skipped.
+  """
+  rows = np.all([np.isfinite(v) & (v > 0) for v in (*x, y)], axis=0)
+  if not rows.any():
+    return
+  where = frame(law, [v[rows] for v in x], y[rows])
+  k, tries = len(law.linear), np.random.default_rng(0).random
+  low, high = where.low[k:], where.high[k:]
+  t = low + (high - low) * tries((_TRIES, len(low)))
+  t = np.concatenate([np.ones((_TRIES, k)), t], axis=-1)
+  values = [v[:, None] for v in outer(law, where, t)]
+  if not np.isfinite(law.at(list(where.x), values)).all(-1).any():
+    raise UserError(
+      f"formula {law.formula!r} is not a number on these data: it has a"
+      " logarithm or power of a negative value, or overflows"
+    )
 
 
 def _law(name, formula, variables, linear, shape, **rest) -> Law:

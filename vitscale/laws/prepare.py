@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from vitscale.core.errors import UserError, nearest
-from vitscale.laws import curation, ingest, registry
+from vitscale.laws import curation, expression, ingest, registry
 from vitscale.laws.forms import Bound, Law
 from vitscale.laws.table import CONVENTIONS, Table, derive, map_columns
 
@@ -98,6 +98,9 @@ def prepare(
   table = derive(table.extended({}, said), chosen.variables)
   table, dropped = curated(table, chosen.variables, clean)
   _check_sources(table, (*chosen.variables, "loss"))
+  if law not in registry.LAWS:
+    x = [table.numbers(v) for v in chosen.variables]
+    expression.check_domain(chosen, x, table.numbers("loss"))
   return Prepared(chosen, table, raw.n, tuple(dropped), origin)
 
 

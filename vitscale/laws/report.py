@@ -178,9 +178,11 @@ def _named(columns: Mapping[str, list], names: Sequence[str]) -> dict[str, Any]:
 def _summary(values: Sequence[Any]) -> Any:
   """The one value, the few, or the range."""
   distinct = list(dict.fromkeys(map(_plain, values)))
+  known = [v for v in distinct if isinstance(v, int | float)]
+  if len(known) == len(distinct):
+    distinct.sort()
   if len(distinct) <= _MANY:
     return distinct if len(distinct) > 1 else distinct[0]
-  known = [v for v in distinct if isinstance(v, int | float)]
   if len(known) < len(distinct) - 1:
     return {"distinct": len(distinct), "first": distinct[0]}
   return {"from": min(known), "to": max(known), "distinct": len(distinct)}
