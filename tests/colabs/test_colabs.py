@@ -1,5 +1,6 @@
 """Notebooks: the script runs at toy size, and the .ipynb is made from it."""
 
+import dataclasses
 import importlib.util
 import os
 import subprocess
@@ -10,6 +11,24 @@ import pytest
 
 COLABS = Path(__file__).parents[2] / "colabs"
 SCRIPTS = sorted(COLABS.glob("*.py"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Shows:
+  """What a notebook prints, and how many images it shows."""
+
+  words: tuple[str, ...]
+  images: int
+
+
+EXPECTED = {
+  "01_patch_scaling": Shows(("L0 = ", "forecast for p"), 2),  # data, figure
+  "02_scaling_laws": Shows(
+    ("L0 = ", "refused: ", "alpha = ", "starts agree", "held-out runs are",
+     "approach 3 parametric: a = ", "loss = ", "interval of the loss", "g = "),
+    1,
+  ),
+}  # fmt: skip
 by_name = pytest.mark.parametrize("script", SCRIPTS, ids=lambda p: p.stem)
 
 
@@ -21,7 +40,7 @@ def toy_environment() -> dict[str, str]:
 def test_every_notebook_has_a_script():
   assert SCRIPTS
   names = {p.stem for p in SCRIPTS}
-  assert {p.stem for p in COLABS.glob("*.ipynb")} == names
+  assert {p.stem for p in COLABS.glob("*.ipynb")} == names == set(EXPECTED)
 
 
 @by_name
@@ -33,7 +52,8 @@ def test_script_runs(script, tmp_path):
     env=toy_environment(),
   )  # fmt: skip
   assert process.returncode == 0, process.stderr[-3000:]
-  assert "L0 = " in process.stdout and "forecast for p" in process.stdout
+  for words in EXPECTED[script.stem].words:
+    assert words in process.stdout, words
   assert not list(tmp_path.iterdir())  # it leaves the user's folder alone
 
 
@@ -80,4 +100,4 @@ def test_notebook_runs(script, tmp_path):
     for output in cell.get("outputs", ())
     for kind in output.get("data", ())
   ]
-  assert shown.count("image/png") == 2  # the images and the figure
+  assert shown.count("image/png") == EXPECTED[script.stem].images
