@@ -15,7 +15,7 @@ with (125 of ColPret, 12 to 60 points), log means gained more than picking.
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -128,14 +128,8 @@ def select(
     else:
       errors[law.name] = found
   said = [f"{name} was no candidate: {why}" for name, why in excluded.items()]
-  score = lambda found: float(np.exp(np.mean(np.log(_rmse(found)))))
   scores = {name: score(found) for name, found in errors.items()}
-  ranked = sorted(scores, key=scores.get)
-  means = tuple(
-    score([np.mean(e, 0) for e in zip(*(errors[r] for r in ranked[: i + 1]))])
-    for i in range(len(ranked))
-  )
-  picked = ranked[: int(np.argmin(means)) + 1] if means else []
+  picked, means = best_mean(errors)
   if not picked:
     simple = min(laws, key=lambda law: len(law.free))
     picked = [simple.name]
@@ -162,6 +156,30 @@ def select(
     fits=fits,
     warnings=tuple(said),
   )
+
+
+def score(errors: Sequence[Array]) -> float:
+  """Geometric mean over checks of the RMSE of ln loss."""
+  return float(np.exp(np.mean(np.log(_rmse(errors)))))
+
+
+def best_mean(
+  errors: Mapping[str, Sequence[Array]],
+) -> tuple[list[str], tuple[float, ...]]:
+  """The log mean of the best one, two, ... that has the best score.
+
+  Args:
+    errors: name -> ln predicted - ln measured, an array for each check.
+
+  Returns:
+    Names, the best first; score of each of those means.
+  """
+  ranked = sorted(errors, key=lambda name: score(errors[name]))
+  means = tuple(
+    score([np.mean(e, 0) for e in zip(*(errors[r] for r in ranked[: i + 1]))])
+    for i in range(len(ranked))
+  )
+  return ranked[: int(np.argmin(means)) + 1] if means else [], means
 
 
 def nested_holdout(
