@@ -135,4 +135,5 @@ def _middle(law: Law, frame: Frame, shape: Sequence[Any]) -> list[Any]:
   middle = [v[None] for v in frame.middle]
   columns = law.basis(middle, [s[..., None] for s in shape])
   xp = namespace(*shape)
-  return [xp.maximum(xp.abs(c[..., 0]), 1e-290) for c in columns]
+  sizes = [xp.abs(c[..., 0]) for c in columns]
+  return [xp.where(size == 0, 1.0, size) for size in sizes]

@@ -56,6 +56,13 @@ def _kaplan(x, values):
   return xp.exp(alpha_d * xp.logaddexp(from_n, from_d))
 
 
+def _kaplan_scales(p):
+  return {
+    "Nc": p["A"] ** (1 / p["alpha_N"]),
+    "Dc": p["B"] ** (1 / p["alpha_D"]),
+  }
+
+
 def kaplan() -> Law:
   """`L = ((Nc/N)^(alpha_N/alpha_D) + Dc/D)^alpha_D`, no irreducible loss."""
   return Law(
@@ -73,10 +80,7 @@ def kaplan() -> Law:
     basis=None,
     value=_kaplan,
     source="Kaplan et al. 2020, arXiv 2001.08361, eq. 1.5",
-    derived=lambda p: {
-      "Nc": p["A"] ** (1 / p["alpha_N"]),
-      "Dc": p["B"] ** (1 / p["alpha_D"]),
-    },
+    derived=_kaplan_scales,
   )
 
 
@@ -173,6 +177,10 @@ def _shape(x, shape):
   return one, raised(size, -a) + 0 * fade, raised(size, b) * fade, fade * one
 
 
+def _shape_growth(p):
+  return {"s": p["c"] / (p["a"] + p["b"])} if p["a"] + p["b"] > 0 else {}
+
+
 def sovit() -> Law:
   """`L = eps + alpha x^-a + (beta x^b + xi) t^-c`: one shape dimension x.
 
@@ -191,9 +199,7 @@ def sovit() -> Law:
     shape=(exponent("a"), exponent("b"), exponent("c")),
     basis=_shape,
     source="Alabdulmohsin et al. 2023, arXiv 2305.13035, eq. 2",
-    derived=lambda p: (
-      {"s": p["c"] / (p["a"] + p["b"])} if p["a"] + p["b"] > 0 else {}
-    ),
+    derived=_shape_growth,
   )
 
 

@@ -73,6 +73,10 @@ def power_constant(
   )
 
 
+def _henighan_scale(p):
+  return {"x0": p["A"] ** (1 / p["alpha"]) if p["alpha"] else 0.0}
+
+
 def henighan(variable: str = "N") -> Law:
   """`L = Linf + (x0/x)^alpha`, x0 the scale where 1 nat is reducible."""
   return Law(
@@ -83,7 +87,7 @@ def henighan(variable: str = "N") -> Law:
     shape=(exponent("alpha"),),
     basis=_constant_falling,
     source="Henighan et al. 2020, arXiv 2010.14701, eq. 1.1",
-    derived=lambda p: {"x0": p["A"] ** (1 / p["alpha"]) if p["alpha"] else 0.0},
+    derived=_henighan_scale,
   )
 
 
