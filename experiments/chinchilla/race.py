@@ -57,14 +57,18 @@ class Contestant:
   def __init__(self, entry: Entry, points: Mapping[str, Any]):
     python = os.environ.get(PYTHON) if entry.own else None
     self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 (lives with self)
-    self._process = subprocess.Popen(
-      [python or sys.executable, str(HERE / entry.file)],
-      stdin=subprocess.PIPE,
-      stdout=subprocess.PIPE,
-      stderr=self._log,
-      text=True,
-      env=_environment(bool(python)),
-    )
+    try:
+      self._process = subprocess.Popen(
+        [python or sys.executable, str(HERE / entry.file)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=self._log,
+        text=True,
+        env=_environment(bool(python)),
+      )
+    except OSError as error:
+      self._log.close()
+      raise Failed(f"{PYTHON}={python}: {error.strerror}") from None
     self._say({k: list(map(float, v)) for k, v in points.items()})
 
   def ask(self, entry: Entry) -> dict[str, Any]:
@@ -124,9 +128,9 @@ def race(
     for line in found:
       entry = line["entry"]
       say(f"race: {entry.name}, {entry.job}")
-      if entry.name not in alive:
-        alive[entry.name] = Contestant(entry, points)
       try:
+        if entry.name not in alive:
+          alive[entry.name] = Contestant(entry, points)
         once = dataclasses.replace(entry, times=1)
         if entry.rounds > 1:
           line["found"] = alive[entry.name].ask(once)

@@ -257,12 +257,17 @@ def test_faster():
   assert answer(line([], error="absent"), ours) == "inconclusive"
 
 
-def test_a_contestant_that_dies_does_not_end_the_race():
+def test_a_contestant_that_dies_does_not_end_the_race(monkeypatch):
+  monkeypatch.setenv(race.PYTHON, "/no/such/python")
   points = dict(zip(("N", "D", "loss"), made(20)))
   dead = study.Entry("dead", "README.md", "fit")
   grid = study.Entry("SciPy", "with_scipy.py", "grid", size=4, of=8)
-  first, second = race.race([dead, grid], points, 2, lambda text: None)
+  away = study.Entry("away", "with_chinchilla.py", "fit", own=True)
+  first, second, third = race.race(
+    [dead, grid, away], points, 2, lambda text: None
+  )
   assert "error" in first and not first["seconds"]
+  assert "/no/such/python: No such file" in third["error"]
   assert len(second["seconds"]) == 2
   # Half of the job was timed: the whole takes twice as long.
   assert second["found"]["seconds"] == second["seconds"][-1]
