@@ -15,6 +15,7 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from vitscale import cli_fit
 from vitscale.core.errors import UserError, nearest
 
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 75
@@ -67,81 +68,38 @@ def fit(args: argparse.Namespace) -> tuple[dict[str, Any], int]:
   = 6 N D, M = D / N derived, then --dedup, --drop-warmup, --smooth, --final,
   --drop-highest, --outliers. Each says which rows it dropped.
   """
-  os.environ.setdefault("JAX_PLATFORMS", "cpu")  # a few milliseconds of work
-  from vitscale.laws import from_files
+  return cli_fit.run(args)
 
-  if args.law == "auto":
-    result = from_files.extrapolate_files(
-      args.files, x=args.x, y=args.y, group=args.group, holdout=args.holdout
-    )
-    if not args.json:
-      print(from_files.table(result))
-    return result, 0
-  result = from_files.fit_files(
-    args.files,
-    law=args.law,
-    mapping=_pairs("--map", args.map),
-    y=args.y,
-    bounds=_bounds(args.bound),
-    pin=_numbers("--pin", args.pin),
-    objective=args.objective,
-    groups=args.groups,
-    bootstrap=args.bootstrap,
-    resample=args.resample,
-    seed=args.seed,
-    predict=_numbers("--predict", args.predict) or None,
-    compute=args.compute,
-    count=args.count,
-    out=args.out,
-    x=args.x,
-    dedup=args.dedup,
-    drop_warmup=args.drop_warmup,
-    smooth=args.smooth,
-    final=args.final,
-    drop_highest=args.drop_highest,
-    outliers=args.outliers,
+
+def plan(args: argparse.Namespace) -> tuple[dict[str, Any], int]:
+  """Says what a config costs on hardware that isn't here.
+
+  Memory a device, collectives, the least time of a step, and chip-hours: by
+  the TPU compiler (extra [tpu], no TPU needed), for GPUs by analysis.
+  """
+  from vitscale import plan as plan_lib
+
+  result = plan_lib.plan(
+    args.config,
+    args.overrides,
+    topology=args.topology,
+    search=args.search,
+    classes=args.classes,
+    examples=args.examples,
+    timeout=args.timeout,
+    say=_whisper,
   )
+  if not result["fits"]:
+    return result, _complain(plan_lib.misfit_text(result))
   if not args.json:
-    print(from_files.text(result))
+    print(plan_lib.text(result))
   return result, 0
 
 
-def _pairs(option: str, items: Sequence[str]) -> dict[str, str]:
-  """`["N=Model Size", ...]` as a dict."""
-  out = {}
-  for item in items:
-    key, equals, value = item.partition("=")
-    if not equals or not key or not value:
-      raise UserError(f"{option} {item!r} is not NAME=VALUE")
-    if key in out:
-      raise UserError(f"{option} gives {key!r} twice")
-    out[key] = value
-  return out
-
-
-def _numbers(option: str, items: Sequence[str]) -> dict[str, float]:
-  """`["N=1e9,D=2e10"]` as numbers."""
-  pairs = _pairs(option, [i for item in items for i in item.split(",")])
-  return {key: _number(option, key, value) for key, value in pairs.items()}
-
-
-def _number(option: str, key: str, value: str) -> float:
-  try:
-    return float(value)
-  except ValueError:
-    raise UserError(f"{option} {key}={value}: not a number") from None
-
-
-def _bounds(items: Sequence[str]) -> dict[str, tuple]:
-  """`["alpha=0:2", "T0=1e3:1e6:log"]` as (low, high) or (low, high, "log")."""
-  out = {}
-  for key, text in _pairs("--bound", items).items():
-    low, *rest = text.split(":")
-    if len(rest) not in (1, 2):
-      raise UserError(f"--bound {key}={text} is not NAME=LOW:HIGH[:log]")
-    ends = (_number("--bound", key, v) for v in (low, rest[0]))
-    out[key] = (*ends, *rest[1:])
-  return out
+def _whisper(text: str) -> None:
+  """Progress, for those who watch."""
+  if sys.stderr.isatty():
+    print(text, file=sys.stderr)
 
 
 def models(args: argparse.Namespace) -> tuple[dict[str, Any], int]:
@@ -167,6 +125,21 @@ def runs(args: argparse.Namespace) -> tuple[dict[str, Any], int]:
     columns += sorted(key for key in evals if not key.endswith("_se"))
     print(table(rows, columns) if rows else f"no runs in {args.folder}")
   return {"runs": rows}, 0
+
+
+def doctor(args: argparse.Namespace) -> tuple[dict[str, Any], int]:
+  """Verifies a run's checkpoints and says what can be resumed.
+
+  Exit code 1 when a checkpoint is damaged; nothing is changed.
+  """
+  os.environ.setdefault("JAX_PLATFORMS", "cpu")  # a sum over every file
+  from vitscale import doctor as doctor_lib
+
+  result = doctor_lib.examine(args.folder)
+  if not args.json:
+    print(doctor_lib.text(result))
+  damaged = any(row["status"] == "damaged" for row in result["steps"])
+  return result, FAILED if damaged else 0
 
 
 def data(args: argparse.Namespace) -> tuple[dict[str, Any], int]:
@@ -227,69 +200,29 @@ def parser() -> argparse.ArgumentParser:
   sub.add_argument("overrides", nargs="*", metavar="key=value")
   sub.add_argument("--workdir", required=True)
   sub = verb(fit, "fit runs.csv --law chinchilla --map N=params D=tokens")
-  sub.add_argument("files", nargs="+", help="logs, or folders of runs")
+  cli_fit.add_arguments(sub)
+  sub = verb(plan, "plan vit_i1k:variant=L/16 --topology v5e:16x16")
+  sub.add_argument("config", help="FILE.py[:args] or a name of configs/")
+  sub.add_argument("overrides", nargs="*", metavar="key=value")
   sub.add_argument(
-    "--law", required=True,
-    help="chinchilla, power, bnsl1, ...; a formula, as 'E + A/N^alpha';"
-    " auto extrapolates curves",
+    "--topology", required=True,
+    help="v5e:16x16, v5p:8x8x8, v5litepod-256, 2xv5e:16x16, gpu:8xH100, ...",
   )  # fmt: skip
   sub.add_argument(
-    "--map", nargs="+", default=[], metavar="NAME=COLUMN",
-    help="the law's variables and `loss` in terms of columns",
+    "--search", action="store_true",
+    help="find the mesh, batch and remat that fit and bound best",
   )  # fmt: skip
-  sub.add_argument("--y", default="loss", help="column of the loss")
+  sub.add_argument("--classes", type=int, default=0, help="of absent data")
+  sub.add_argument("--examples", type=int, default=0, help="of absent data")
   sub.add_argument(
-    "--bound", nargs="+", default=[], metavar="NAME=LOW:HIGH[:log]",
-    help="where a parameter is searched",
-  )  # fmt: skip
-  sub.add_argument("--pin", nargs="+", default=[], metavar="NAME=VALUE")
-  sub.add_argument(
-    "--objective", default="log-mse",
-    help="log-mse, mse, huber[:1e-3], lad, asymmetric[:10]",
-  )  # fmt: skip
-  sub.add_argument("--groups", help="column that says which run a row is of")
-  sub.add_argument(
-    "--x", help="column that orders the rows of a run (default step); of"
-    " --outliers and --law auto: the variable",
-  )  # fmt: skip
-  sub.add_argument("--group", help="auto: columns that name a curve, A[,B]")
-  sub.add_argument("--holdout", help="auto: column, 1 to fit and 0 to predict")
-  sub.add_argument(
-    "--dedup", action="store_true",
-    help="drop rows equal to an earlier one in run, x, variables and loss",
-  )  # fmt: skip
-  sub.add_argument(
-    "--drop-warmup", default="", metavar="STEPS|PERCENT",
-    help="drop the start of every run: 500, or 10%%",
-  )  # fmt: skip
-  sub.add_argument(
-    "--smooth", type=int, default=0, metavar="WINDOW",
-    help="mean of log loss over so many rows of a run",
-  )  # fmt: skip
-  sub.add_argument(
-    "--final", action="store_true", help="the last point of each run only"
+    "--timeout", type=float, default=900.0, help="seconds a compilation"
   )
-  sub.add_argument(
-    "--drop-highest", type=int, default=0, metavar="K",
-    help="keep losses below the K-th largest",
-  )  # fmt: skip
-  sub.add_argument(
-    "--outliers", default="", metavar="report|drop",
-    help="rows far from the trend of their neighbours, with reasons",
-  )  # fmt: skip
-  sub.add_argument("--bootstrap", type=int, default=4000)
-  sub.add_argument("--resample", default="auto")
-  sub.add_argument("--seed", type=int, default=0)
-  sub.add_argument("--predict", nargs="+", default=[], metavar="N=..,D=..")
-  sub.add_argument("--compute", type=float, help="budget to allocate, FLOPs")
-  sub.add_argument(
-    "--count", metavar="total|non-embedding", help="what N counts"
-  )
-  sub.add_argument("--out", help="folder for card.json and report.html")
   sub = verb(models, "models --family vit")
   sub.add_argument("--family", help="only this family")
   sub = verb(runs, "runs out/patchify-quick")
   sub.add_argument("folder")
+  sub = verb(doctor, "doctor out/run")
+  sub.add_argument("folder", metavar="WORKDIR")
   sub = verb(data, "data get fashion_mnist --out data/fashion_mnist")
   sub.add_argument("action", choices=["get"])
   sub.add_argument("name", help="fashion_mnist")

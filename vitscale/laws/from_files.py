@@ -5,15 +5,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from vitscale.core.errors import UserError, nearest
-from vitscale.laws import extrapolate, ingest, report
-from vitscale.laws.allocate import allocate
-from vitscale.laws.fit import Fit
+from vitscale.laws import extrapolate, extras, ingest, report
 from vitscale.laws.fit import fit as fit_law
 from vitscale.laws.forms import Bound
-from vitscale.laws.prepare import Curation, Prepared, prepare
+from vitscale.laws.prepare import Curation, prepare
 
 text = report.text
 
@@ -33,6 +29,11 @@ def fit_files(
   seed: int = 0,
   predict: Mapping[str, float] | None = None,
   compute: float | None = None,
+  next_count: int = 0,
+  budget: float | None = None,
+  approaches: bool = False,
+  levels: Sequence[float] | None = None,
+  validate: str | None = None,
   count: str | None = None,
   out: str | Path | None = None,
   **clean: Any,
@@ -50,13 +51,17 @@ def fit_files(
     objective, groups, bootstrap, resample, seed: see `fit`.
     predict: values of all variables to forecast the loss at.
     compute: budget of the allocation; default the largest in the data.
+    next_count, budget: plans so many runs for so many FLOPs together, those
+      that narrow the forecast at `predict` most.
+    approaches: adds Approaches 1, 2 and 3; `levels`: FLOPs of the second.
+    validate: adds checks by extrapolation over a column, "" for the default.
     count: "total" or "non-embedding", what N counts.
     out: folder for card.json and a page.
     clean: fields of `prepare.Curation`: what to drop, and the order.
 
   Returns:
-    The card (`report.card`), with `allocation` for laws of N and D and
-    `forecast` where asked.
+    The card (`report.card`), with `allocation` for laws of N and D, and where
+    asked `forecast`, `next_runs` and `next_plan`, `approaches`, `validation`.
 
   Raises:
     UserError: anything about files, columns, the law or its data.
@@ -66,7 +71,8 @@ def fit_files(
   points = prepare(files, law, mapping, bounds, Curation(run=groups, **clean))
   chosen = points.law.pin(**pin) if pin else points.law
   if predict is not None:
-    check_point(chosen.variables, predict)
+    extras.check_point(chosen.variables, predict)
+  extras.check_asked(chosen, predict, next_count, budget, approaches, levels)
   fitted = fit_law(
     chosen,
     points.table,
@@ -78,11 +84,18 @@ def fit_files(
   )
   result = report.card(fitted, points, count)
   if groups is None:
-    add_dependence(result, points)
+    extras.add_dependence(result, points)
   if {"N", "D"} <= set(chosen.variables):
-    add_allocation(result, fitted, points, compute)
+    extras.add_allocation(result, fitted, points, compute)
   if predict is not None:
-    add_forecast(result, fitted, predict)
+    extras.add_forecast(result, fitted, predict)
+  if next_count:
+    extras.add_next_runs(result, fitted, predict, next_count, budget, seed)
+  if approaches:
+    extras.add_approaches(result, points, groups, levels, seed)
+  if validate is not None:
+    options = {"objective": objective, "seed": seed, "bootstrap": bootstrap}
+    extras.add_validation(result, chosen, points, validate, groups, options)
   if out is not None:
     from vitscale.laws import fit_page
 
@@ -96,92 +109,6 @@ def _check(bootstrap: int, seed: int, count: str | None) -> None:
       raise UserError(f"--{name} is {value}, must not be negative")
   if count is not None and count not in report.COUNTS:
     raise UserError(f"--count {count!r}{nearest(count, report.COUNTS)}")
-
-
-# -------------------------------------------------------------------- extras
-
-
-def add_dependence(result: dict[str, Any], points: Prepared) -> None:
-  """A warning where rows of one run are taken as independent."""
-  table = points.table
-  runs = len(set(table["run"].tolist())) if "run" in table else table.n
-  if runs < table.n:
-    result["warnings"].append(
-      f"{table.n} rows of {runs} runs are taken as independent: --groups run"
-      " resamples runs"
-    )
-
-
-def add_allocation(
-  result: dict[str, Any],
-  fitted: Fit,
-  points: Prepared,
-  compute: float | None,
-) -> None:
-  """The best N and D for a budget, by default the largest in the data."""
-  table = points.table
-  extra = {
-    v: float(np.exp(np.log(table[v]).mean()))
-    for v in fitted.law.variables
-    if v not in ("N", "D")
-  }
-  flops = 6.0 * table.numbers("N") * table.numbers("D")
-  budget = compute or float(flops.max())
-  found = allocate(fitted, budget, fixed=extra).as_dict()
-  none = bool(fitted.degenerate)
-  found["ci"] = {k: _known(v, none) for k, v in found["ci"].items()}
-  result["allocation"] = {**found, "rule": report.RULE, **extra}
-  if found["at_edge"]:
-    result["warnings"].append("the law has no best N at this budget")
-  elif not found["inside"]:
-    result["warnings"].append(
-      f"the best N at C = {budget:.3g} lies outside of the fitted sizes"
-    )
-
-
-def add_forecast(
-  result: dict[str, Any], fitted: Fit, point: Mapping[str, float]
-) -> None:
-  """The loss at a point; no interval where the fit is degenerate."""
-  ends = fitted.predict_ci(**point)
-  result["forecast"] = {
-    "at": dict(point),
-    "value": fitted.predict(**point),
-    "ci95": _known(ends, bool(fitted.degenerate)),
-  }
-  result["warnings"] += beyond(fitted, point)
-
-
-def _known(ends: Sequence[float], none: bool) -> list[float] | None:
-  if none or not np.isfinite(ends).all():
-    return None
-  return [float(v) for v in ends]
-
-
-def check_point(variables: Sequence[str], point: Mapping[str, float]) -> None:
-  """Raises UserError unless `point` gives each variable a positive number."""
-  for name, value in point.items():
-    if name not in variables:
-      raise UserError(
-        f"the forecast has no variable {name!r}{nearest(name, variables)}"
-      )
-    if not 0 < value < np.inf:
-      raise UserError(f"the forecast's {name}={value} must be positive")
-  for name in variables:
-    if name not in point:
-      raise UserError(f"the forecast needs a value for {name!r}")
-
-
-def beyond(fitted: Fit, point: Mapping[str, float]) -> list[str]:
-  """How far a point lies outside of the data, in words."""
-  out = []
-  for name, x in zip(fitted.law.variables, fitted.points.x):
-    value = point[name]
-    if not x.min() <= value <= x.max():
-      factor = value / x.max() if value > x.max() else x.min() / value
-      side = "above" if value > x.max() else "below"
-      out.append(f"{name} = {value:.4g} lies {factor:.3g}x {side} the data")
-  return out
 
 
 # ---------------------------------------------------------------------- auto

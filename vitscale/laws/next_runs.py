@@ -36,7 +36,8 @@ class NextRuns:
     target: variables of the forecast; `loss` the law's there.
     level: of the intervals.
     before, after: width of the interval of the curve at the target in loss,
-      as it is and as expected with all runs (delta method).
+      as the fit gives it, and narrowed by what the delta method expects of
+      all runs.
     runs: the most useful first; of each its variables, its `cost` (and for
       laws of N and D its compute `C`), predicted `loss`, `width` after it and
       those before it, and the budget that is `left`.
@@ -117,6 +118,9 @@ def next_runs(
   widths = [
     _width(known, chosen[:i], loss, level) for i in range(len(chosen) + 1)
   ]
+  low, high = fit.predict_ci(level, **target)
+  wider = (high - low) / widths[0] if np.isfinite(high - low) else 1.0
+  widths = [wider * width for width in widths]
   at = fit.predict(**places)
   runs = tuple(
     {
@@ -141,7 +145,7 @@ def next_runs(
     noise=known.noise,
     warnings=(),
   )
-  said = tuple(_warn(fit, known, plan, chosen, count))
+  said = tuple(_warn(fit, known, plan, chosen, count, wider))
   return dataclasses.replace(plan, warnings=said)
 
 
@@ -269,9 +273,19 @@ def _width(
 
 
 def _warn(
-  fit: Fit, known: Information, plan: NextRuns, chosen: list[int], count: int
+  fit: Fit,
+  known: Information,
+  plan: NextRuns,
+  chosen: list[int],
+  count: int,
+  wider: float,
 ) -> Iterable[str]:
   yield from fit.degenerate
+  if wider > 1.5:
+    yield (
+      f"the fit's interval is {wider:.2g}x that of equal noise everywhere: what"
+      " a run is worth here depends on where the noise is"
+    )
   if fit.lack_of_fit < 0.05:
     yield (
       "lack of fit: the law's form is in doubt, which no width here holds (F"

@@ -248,6 +248,7 @@ def text(result: Mapping[str, Any]) -> str:
   if "forecast" in result:
     f = result["forecast"]
     lines.append(f"forecast: {f['value']:.6g}{interval(f['ci95'], ' ')}")
+  lines += _asked(result)
   said = result["conventions"]
   lines.append(f"N counts: {said['N_counts']}; FLOPs: {said['flops']}")
   lines += [f"note: {note}" for note in result["notes"]]
@@ -255,6 +256,52 @@ def text(result: Mapping[str, Any]) -> str:
   if "report" in result:
     lines.append(f"report: {result['report']}")
   return "\n".join(lines)
+
+
+def _asked(result: Mapping[str, Any]) -> list[str]:
+  """Tables of what `extras` added."""
+  from vitscale.report.plain import table
+
+  lines = []
+  if result.get("next_runs"):
+    plan, rows = result["next_plan"], result["next_runs"]
+    lines.append(
+      f"next runs: the forecast's interval from {plan['before']:.4g} to"
+      f" {plan['after']:.4g} wide for {plan['spent']:.3g} of"
+      f" {plan['budget']:.3g}"
+    )
+    lines.append(table(rows, [k for k in rows[0] if k not in ("C", "left")]))
+  if "approaches" in result:
+    found = result["approaches"]
+    rows = [
+      {
+        "approach": row["name"],
+        **{k: row[k] for k in ("a", "n", "d")},
+        "a 95 %": interval(row["a_ci"], digits=".3f") or row["reason"],
+        "N* 95 %": interval(row["n_ci"], digits=".3g"),
+      }
+      for row in found["approaches"]
+    ]
+    lines.append(
+      f"N* ~ C^a by three approaches, n and d at C = {found['compute']:.3g}:"
+      f" within {found['margin']} of each other? {found['agree']}"
+      f" ({found['why']})"
+    )
+    lines.append(table(rows, ["approach", "a", "a 95 %", "n", "N* 95 %", "d"]))
+  if result.get("validation"):
+    rows = [
+      {
+        "check": name,
+        "by": check["by"],
+        **{k: check[k] for k in ("cut", "distance", "n_fit", "n_test")},
+        **{k: check[k] for k in ("rmse_log", "bias_log", "inside")},
+      }
+      for name, found in result["validation"].items()
+      for check in found.get("checks", [found])
+    ]
+    lines.append("predictions of runs that a fit did not see")
+    lines.append(table(rows, list(rows[0])))
+  return lines
 
 
 def interval(
