@@ -10,7 +10,8 @@ loss. Laws are ranked by score; of the log means of the best one, two, three ...
 that with the best score is taken and fitted to all rows.
 
 Selection has noise of its own: on the public curves that this rule was made
-with (125 of ColPret, 12 to 60 points), log means gained more than picking.
+with (125 of ColPret, 5 to 60 points), log means erred less than single picks.
+For one curve `extrapolate` has a mean chosen for that.
 """
 
 import dataclasses
