@@ -39,6 +39,9 @@ from vitscale.core import config as config_lib
 
 SMALL = ("mu", "Ti", "S", "M")
 
+# For `vitscale plan`, which needs no images.
+DATA = {"classes": 1000, "examples": 1_281_167}
+
 
 def get_config(arg=None):
   """Arguments: path, variant, epochs (0: the recipe's), size, dtype."""

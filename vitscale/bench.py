@@ -10,8 +10,7 @@ import dataclasses
 import functools
 import importlib
 import inspect
-import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -19,11 +18,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vitscale import facts as facts_lib
 from vitscale import step as step_lib
-from vitscale.core import accounting, axes, compiler, draws, optim, sharding
+from vitscale.core import axes, compiler, draws, optim, sharding, topology
 from vitscale.core import config as config_lib
 from vitscale.core.errors import UserError, nearest
 from vitscale.data import pipeline, sources, transforms
+from vitscale.nn import attention
 
 
 @dataclasses.dataclass
@@ -51,6 +52,8 @@ class Bench:
   step: Callable[
     ..., step_lib.State
   ]  # (state, batch, seed, lrs, draw) -> state
+  trace: Callable[..., Any]  # the step traced: its jaxpr, and `.lower()`
+  inputs: tuple[Any, ...]  # ShapeDtypeStructs of (state, batch, seed, lrs)
   evals: dict[str, Eval]
   batch_size: int
   total_steps: int
@@ -60,8 +63,20 @@ class Bench:
   parameters: str  # a table: shape, axes, placement; rate and decay
 
 
-def build(config: Mapping[str, Any]) -> Bench:
+def build(
+  config: Mapping[str, Any],
+  *,
+  devices: Sequence[jax.Device] | None = None,
+  source: sources.Source | None = None,
+) -> Bench:
   """Builds everything from a config; every key must be read by somebody.
+
+  Args:
+    config: a run's config.
+    devices: default `jax.devices()`. Those of a topology that is not here
+      (`topology.devices`) give a bench whose step can be compiled, not run.
+    source: stands in for the config's data, held-out ones too, where only
+      their shapes matter.
 
   Raises:
     UserError: unknown names, unread keys, shapes that don't fit.
@@ -71,10 +86,11 @@ def build(config: Mapping[str, Any]) -> Bench:
   batch_size, _ = read["batch_size"], read["seed"]
   if type(batch_size) is not int or batch_size < 1:
     raise UserError(f"batch_size={batch_size!r}: should be 1 or more")
-  mesh = sharding.make_mesh(read.group("mesh").kwargs() or None)
+  mesh = topology.make_mesh(read.group("mesh").kwargs() or None, devices)
   asked = read.group("rules")
   rules = sharding.RULES.override(asked.get("params"), asked.get("activations"))
-  source, batches, batch = _train_data(read, batch_size, mesh, rules)
+  make = sources.make if source is None else lambda *_, **__: source
+  source, batches, batch = _train_data(read, make, batch_size, mesh, rules)
 
   # Model and task, as shapes.
   task_module = _module("tasks", read["task"]["name"])
@@ -89,7 +105,10 @@ def build(config: Mapping[str, Any]) -> Bench:
   abstract = axes.unbox(boxed)
 
   # Facts: parameters, FLOPs, durations.
-  facts = _facts(task, reference, source, batch, batch_size, abstract, names)
+  facts = facts_lib.facts(task, reference, source, batch, abstract, names)
+  model = for_platform(
+    model, facts["tokens_per_example"], mesh.devices.flat[0].platform
+  )
   total_steps = config_lib.steps(
     read,
     "total",
@@ -124,7 +143,9 @@ def build(config: Mapping[str, Any]) -> Bench:
   window = step_lib.window(task, model, batch, abstract, chosen)
 
   # Evaluations; after them every key has been read.
-  evals = _evals(read, task, model, source, mesh, rules, every, batch_size, ema)
+  evals = _evals(
+    read, make, task, model, source, mesh, rules, every, batch_size, ema
+  )
   read.get("name"), read.group("law_variables").kwargs()
   read.assert_all_read()
 
@@ -135,6 +156,31 @@ def build(config: Mapping[str, Any]) -> Bench:
     shapes,
     sharding.param_shardings(names["params"], shapes["params"], mesh, rules),
     mesh,
+  )
+
+  placed_as = lambda shapes, places: jax.tree.map(
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+    shapes,
+    places,
+  )
+  abstract = placed_as(shapes, placed)
+  whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+  rows = sharding.batch_sharding(mesh, rules)
+  inputs = (
+    abstract,
+    placed_as(batch, dict.fromkeys(batch, rows)),
+    jax.ShapeDtypeStruct((), jnp.uint32, sharding=whole),
+    {
+      player.name: jax.ShapeDtypeStruct((), jnp.float32, sharding=whole)
+      for player in task.players
+    },
+  )
+  compiled = jax.jit(
+    step,
+    static_argnames="draw",
+    donate_argnums=0,
+    out_shardings=placed,
+    compiler_options=compiler.options(mesh.devices.flat[0].platform),
   )
 
   def within(fn):  # every trace happens inside the mesh and its rules
@@ -155,20 +201,10 @@ def build(config: Mapping[str, Any]) -> Bench:
     mesh=mesh,
     rules=rules,
     init=within(jax.jit(init, out_shardings=placed)),
-    abstract=jax.tree.map(
-      lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-      shapes,
-      placed,
-    ),
-    step=within(
-      jax.jit(
-        step,
-        static_argnames="draw",
-        donate_argnums=0,
-        out_shardings=placed,
-        compiler_options=compiler.options(mesh.devices.flat[0].platform),
-      )
-    ),
+    abstract=abstract,
+    step=within(compiled),
+    trace=within(compiled.trace),
+    inputs=inputs,
     evals=evals,
     batch_size=batch_size,
     total_steps=total_steps,
@@ -215,18 +251,18 @@ def _module(kind: str, name: str) -> Any:
     raise UserError(f"no {kind[:-1]} {name!r}{nearest(name, known)}") from None
 
 
-def _train_data(read, batch_size, mesh, rules):
+def _train_data(read, make, batch_size, mesh, rules):
   data, train = read["data"], read["train"]
-  source = sources.make(
+  source = make(
     data["source"],
     split=train.get("split", "train"),
     **data.kwargs("source"),
   )
   transform = transforms.parse(train.get("transform", ""))
   workers = read.get("workers", 0)
-  block, blocks = sharding.data_block(mesh, rules)
 
   def batches(start: int, seed: int) -> Iterator[dict[str, np.ndarray]]:
+    block, blocks = sharding.data_block(mesh, rules)
     return pipeline.train_batches(
       source,
       batch_size=batch_size,
@@ -287,6 +323,19 @@ def _model(config, source) -> tuple[nn.Module, nn.Module]:
   return model, model.clone(**twin)
 
 
+def for_platform(model: nn.Module, tokens: int, platform: str) -> nn.Module:
+  """With the attention that "auto" means on a platform that isn't here."""
+  here = platform == jax.default_backend()
+  if here or getattr(model, "attention", None) != "auto":
+    return model
+  head_dim = 8  # TPUs take every one
+  backend = attention.choose(
+    queries=tokens, keys=tokens, head_dim=head_dim, dtype=model.dtype,
+    platform=platform,
+  )  # fmt: skip
+  return model.clone(attention=backend)
+
+
 def _check_draws(chosen, model) -> None:
   known = list(inspect.signature(model.__call__).parameters)
   for draw in chosen:
@@ -297,53 +346,14 @@ def _check_draws(chosen, model) -> None:
       )
 
 
-def _facts(task, model, source, batch, batch_size, abstract, names):
-  """What run.json says before the first step."""
-  examples = min(batch_size, 2)
-  small = {
-    k: jax.ShapeDtypeStruct((examples, *x.shape[1:]), x.dtype)
-    for k, x in batch.items()
-  }
-  rest = {k: v for k, v in abstract.items() if k != "params"}
-
-  def loss(params, rest, batch):
-    key, total = jax.random.key(0), 0.0
-    for player in task.players:
-      total += getattr(task, player.loss)(
-        model,
-        {**rest, "params": params},
-        batch,
-        {"dropout": key, "mix": key},
-        {},
-      )[0]
-    return total
-
-  train = accounting.train_flops(loss, abstract["params"], rest, small)
-  _, out = jax.eval_shape(
-    lambda v, b: model.apply(v, task.normalise(b["image"])), abstract, small
-  )
-  features = out["features"][-1][0]
-  params = accounting.params_by_role(abstract["params"], names["params"])
-  total = sum(math.prod(x.shape) for x in jax.tree.leaves(abstract["params"]))
-  return {
-    "params": total,
-    "params_non_embedding": params["non_embedding"],
-    "params_by_role": params["roles"],
-    "flops_per_example": train.matmul / examples,
-    "elementwise_flops_per_example": train.elementwise / examples,
-    "tokens_per_example": math.prod(features.shape[1:-1]),
-    "train_examples": len(source),
-    "data_fingerprint": source.fingerprint,
-  }
-
-
-def _evals(read, task, model, source, mesh, rules, every, batch_size, ema):
+def _evals(
+  read, make, task, model, source, mesh, rules, every, batch_size, ema
+):
   """`evals.NAME = {name, split, every_*, batch_size, transform}`."""
   evals, data = {}, read["data"]
-  block, blocks = sharding.data_block(mesh, rules)
   for label, group in read.group("evals").items():
     module = _module("evals", group.get("name", "classify"))
-    held_out = sources.make(
+    held_out = make(
       data["source"],
       split=group["split"],
       **{**data.kwargs("source"), **group.group("data").kwargs()},
@@ -358,16 +368,16 @@ def _evals(read, task, model, source, mesh, rules, every, batch_size, ema):
       held_out,
       batch_size=group.get("batch_size", batch_size),
       transform=transforms.parse(group.get("transform", "")),
-      process_index=block,
-      process_count=blocks,
     )
     sums = jax.jit(module.make(task, model))
 
     def run(state, module=module, batches=batches, sums=sums):
       params = state["ema"] if ema else state["params"]
       variables = {"params": params, **state["mutable"]}
+      block, blocks = sharding.data_block(mesh, rules)
+      mine = batches(process_index=block, process_count=blocks)
       with sharding.use(mesh, rules):
-        placed = (sharding.shard_batch(b, mesh, rules) for b in batches())
+        placed = (sharding.shard_batch(b, mesh, rules) for b in mine)
         return module.evaluate(sums, variables, placed)
 
     interval = every(group, f"evals.{label}", default=1 << 60)
