@@ -4,16 +4,17 @@ Order of operations, each resumable: config -> bench (shapes, facts) ->
 workdir check -> state (fresh or restored) -> loop (batch, step, log, eval,
 checkpoint) -> last evaluation and checkpoint -> run.json `finished`.
 
-The step number is the only cursor: batches, draws and random keys are pure
-functions of (seed, step), so a killed run continues bit for bit.
+The state's two counters are the only cursor: `step` counts updates, and
+`data_step` batches; they differ once a batch was dropped (core/guard.py).
+Batches and draws are pure functions of (seed, data_step), random keys of
+(seed, step), so a killed run continues bit for bit. The loop looks at the
+device, to log, save or react, at data steps that don't depend on when it was
+killed or asked to stop. With several processes all run this loop; process 0
+writes.
 """
 
 import contextlib
-import datetime
 import json
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -23,21 +24,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vitscale import record
 from vitscale.bench import Bench, build, check_traced
-from vitscale.core import accounting, draws, optim, sharding
+from vitscale.core import accounting, distributed, draws, guard, optim, sharding
 from vitscale.core import config as config_lib
 from vitscale.core.checkpoint import CheckpointStore
 from vitscale.core.chrono import Chrono
 from vitscale.core.errors import UserError
-from vitscale.core.lock import hold
-from vitscale.core.log import (
-  Log,
-  read_json,
-  read_rows,
-  write_json,
-  write_text,
-)
+from vitscale.core.ledger import Ledger
+from vitscale.core.lock import hold_together
+from vitscale.core.log import Log, read_rows, write_json, write_text
+from vitscale.core.signals import StopRequest
+from vitscale.core.watchdog import Watchdog
 from vitscale.data import sources
+from vitscale.record import git_commit as git_commit
 
 Report = Callable[[Mapping[str, Any]], None]
 
@@ -53,8 +53,9 @@ def train(
   Args:
     config: a run's config (see configs/).
     workdir: folder of the run; made when missing. It holds run.json,
-      metrics.jsonl (the result), timing.jsonl (wall-clock), parameters.txt
-      (who is where, who decays, who is frozen) and checkpoints/.
+      metrics.jsonl (the result), timing.jsonl (wall-clock), events.jsonl
+      (skipped batches, rollbacks, failed saves), parameters.txt (who is
+      where, who decays, who is frozen) and checkpoints/.
     report: called with progress (`step`, `total_steps`, `row`).
 
   Returns:
@@ -62,16 +63,17 @@ def train(
     `flops_per_example`, `mfu` (None on unknown devices), `workdir`.
 
   Raises:
-    UserError: bad config, a workdir of another config, NaN loss, full disk.
+    UserError: bad config, a workdir of another config, NaN loss, full disk, no
+      checkpoint that can be verified.
   """
-  workdir = Path(workdir).absolute()
-  previous = claim(workdir, config)
+  workdir, main = Path(workdir).absolute(), distributed.is_main()
+  previous = distributed.from_main(record.claim, workdir, config)
   if previous and previous.get("status") == "finished":
-    check_data(workdir, previous, sources.fingerprint(config))
-    return result(workdir, previous)
-  lock = hold(workdir, "a run")
+    record.check_data(workdir, previous, sources.fingerprint(config))
+    return record.result(workdir, previous)
+  lock = hold_together(workdir, "a run")
   bench = reuse(config)
-  check_data(workdir, previous, bench.facts["data_fingerprint"])
+  record.check_data(workdir, previous, bench.facts["data_fingerprint"])
   seed = np.uint32(config["seed"])
   lrs = {
     player.name: np.float32(
@@ -80,109 +82,154 @@ def train(
     for player in bench.task.players
   }
 
-  # State: fresh, or the last complete checkpoint.
+  # State: fresh, or the last checkpoint that can be verified.
+  ledger = Ledger(workdir)
+  options = config.get("checkpoint", {})
   store = CheckpointStore(
-    workdir / "checkpoints", keep=config.get("checkpoint", {}).get("keep", 2)
+    workdir / "checkpoints",
+    keep=options.get("keep", 2),
+    keep_every=options.get("keep_every", 0),
+    say=ledger.warn,
   )
-  if store.steps():
-    state, _ = store.restore(bench.abstract)
+  if store.prepare():
+    state, _ = store.resume(bench.abstract)
   else:
     state = bench.init(seed)
-  step = int(state["step"])
-  log = Log(workdir, upto=step, mirrors=config.get("log", {}))
-  before = (log.timing.last or {}).get("seconds", 0.0)
-  run = describe(config, bench)
-  write_json(workdir / "run.json", {**run, "status": "running"})
-  write_text(workdir / "parameters.txt", bench.parameters + "\n")
+  step, data_step = int(state["step"]), int(state["data_step"])
+  counts = guard.read(state)
+  log = Log(workdir, upto=data_step, mirrors=config.get("log", {}), write=main)
+  run = record.describe(config, bench)
+  if main:
+    write_json(workdir / "run.json", {**run, "status": "running"})
+    write_text(workdir / "parameters.txt", bench.parameters + "\n")
+  ledger.note("start", step=step, processes=distributed.process_count())
   chrono = Chrono(
-    total_steps=bench.total_steps, batch_size=bench.batch_size, before=before
+    total_steps=bench.total_steps,
+    batch_size=bench.batch_size,
+    before=log.seconds,
   )
-  batches = bench.batches(int(state["data_step"]), int(seed))
-  status, opened = "finished", False
-  stop = StopRequest()
+  batches = bench.batches(data_step, int(seed))
+  status, stopping, compiled = "finished", False, set()
+  stop, watchdog = StopRequest(), Watchdog(config.get("watchdog", {}))
   try:
-    with stop:
+    with stop, watchdog:
       while step < bench.total_steps:
         asked = time.perf_counter()
         batch = sharding.shard_batch(next(batches), bench.mesh, bench.rules)
         chrono.waited(time.perf_counter() - asked)
-        draw = draws.at(bench.draws, int(seed), step)
-        state = bench.step(
-          state, batch, seed, lrs, draw=tuple(sorted(draw.items()))
+        draw = tuple(
+          sorted(draws.at(bench.draws, int(seed), data_step).items())
         )
-        step += 1
-        if not opened:  # the first step compiled: not part of any window
+        watchdog.beat("step", slow=draw not in compiled)
+        state = bench.step(state, batch, seed, lrs, draw=draw)
+        step, data_step = step + 1, data_step + 1  # step: if none is dropped
+        if not compiled:  # the first step compiled: not part of any window
           jax.block_until_ready(state["step"])
-          chrono.open(step)
-          opened = True
+          chrono.open(data_step)
+        compiled.add(draw)
+        stopping = stopping or stop.asked()
+
+        # What is due; only then the loop looks at the device.
+        evals = [k for k, e in bench.evals.items() if data_step % e.every == 0]
+        logging = bool(evals) or data_step % bench.log_steps == 0
+        saving = data_step % bench.checkpoint_steps == 0
+        ending = data_step >= bench.total_steps
+        if not (logging or saving or ending or stopping):
+          continue
+        step, seen, counts = int(state["step"]), counts, guard.read(state)
+        check_finite(state, store, config)
+        if counts["skips"] > seen["skips"]:
+          ledger.warn(**guard.notice(counts, seen["skips"], step))
+        if counts["tripped"] >= 0:
+          watchdog.beat("rollback", slow=True)
+          state, upto = roll_back(bench, store, config, counts, step)
+          step, data_step = int(state["step"]), int(state["data_step"])
+          counts = guard.read(state)
+          ledger.warn(
+            f"rolled back to step {step}; goes on with batch {data_step}",
+            "rollback", step=step, data_step=data_step,
+          )  # fmt: skip
+          log.cut(upto)
+          batches.close()
+          batches = bench.batches(data_step, int(seed))
+          chrono.open(data_step)
+          continue
 
         last = step == bench.total_steps
-        evals = [
-          label
-          for label, e in bench.evals.items()
-          if last or step % e.every == 0
-        ]
-        if last or evals or step % bench.log_steps == 0:
-          row, timing = measure(bench, state, step, chrono)
-          check_finite(state, store, config)
+        if last:
+          evals = list(bench.evals)
+        if last or logging:
+          row, timing = measure(bench, state, chrono)
           for label in evals:
+            watchdog.beat(f"evaluation {label}", slow=True)
             scores = bench.evals[label].run(state)
             row |= {f"eval/{label}/{k}": v for k, v in scores.items()}
           log.write(row, timing)
-          store.check()
+          saving = store.check() or saving
           state["window"] = jax.tree.map(jnp.zeros_like, state["window"])
           if report:
-            eta = chrono.eta(step)
+            eta = chrono.eta(data_step)
             report({"step": step, "total_steps": bench.total_steps,
                     "eta": eta, "row": {**timing, **row}})  # fmt: skip
-          chrono.open(step)
-        if last or stop.asked or step % bench.checkpoint_steps == 0:
-          check_finite(state, store, config)
+          chrono.open(data_step)
+        if (last or saving or stopping) and not counts["streak"]:
+          watchdog.beat("checkpoint", slow=True)
           store.save(step, state, {"config_digest": run["config_digest"]})
-        if stop.asked and not last:
+        if stopping and not last:
           status = "interrupted"
           break
-    store.close()
+      watchdog.beat("checkpoint", slow=True)
+      finish(store, ledger, status)
   except BaseException as error:
     failed = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
     with contextlib.suppress(UserError):  # show the first error
       store.wait()  # what was saved before it is kept
     with contextlib.suppress(UserError):
-      write_json(
-        workdir / "run.json", {**run, "status": failed, "error": str(error)}
-      )
+      if main:
+        write_json(
+          workdir / "run.json", {**run, "status": failed, "error": str(error)}
+        )
+    ledger.note(failed, step=step, text=str(error))
     raise
   finally:
     batches.close()
     log.close()
-    lock.close()
+    if lock:
+      lock.close()
+  rate = chrono.examples_per_second()
+  rows = read_rows(workdir / "metrics.jsonl")
   run |= {
     "status": status,
     "step": step,
     "seconds": round(chrono.seconds, 3),
-    "examples_per_second": chrono.examples_per_second(),
-    "mfu": mfu(bench, chrono.examples_per_second()),
-    "metrics": read_rows(workdir / "metrics.jsonl")[-1:],
+    "examples_per_second": rate,
+    "mfu": mfu(bench, rate),
+    "skipped_batches": counts["skips"],
+    "rollbacks": counts["rollbacks"],
+    "metrics": rows[-1] if rows else {},
   }
-  run["metrics"] = run["metrics"][0] if run["metrics"] else {}
-  write_json(workdir / "run.json", run)
-  return result(workdir, run)
+  if main:
+    write_json(workdir / "run.json", run)
+  ledger.note(status, step=step, data_step=data_step)
+  return record.result(workdir, run)
 
 
 # ------------------------------------------------------------ parts of a run
 
 
 def measure(
-  bench: Bench, state: Mapping[str, Any], step: int, chrono: Chrono
+  bench: Bench, state: Mapping[str, Any], chrono: Chrono
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-  """The metrics row and the timing row of the window that ends at `step`."""
+  """The metrics row and the timing row of the window that ends here."""
   sums = {k: float(v) for k, v in jax.device_get(state["window"]).items()}
-  timing = chrono.close(step)
+  step, data_step = int(state["step"]), int(state["data_step"])
+  at = {"step": step} | ({"data_step": data_step} if data_step != step else {})
+  timing = {**chrono.close(data_step), **at}
   timing["mfu"] = mfu(bench, timing["examples_per_second"])
   examples, facts = step * bench.batch_size, bench.facts
-  count = max(sums.pop("count"), 1.0)
+  count = sums.pop("count") or float("nan")  # every batch was dropped
   row = {
-    "step": step,
+    **at,
     "examples": examples,
     "tokens": examples * facts["tokens_per_example"],
     "flops": examples * facts["flops_per_example"],
@@ -206,153 +253,59 @@ def check_finite(
   state: Mapping[str, Any], store: CheckpointStore, config: Mapping[str, Any]
 ) -> None:
   """Stops a run whose loss was NaN or infinite; no such state is saved."""
-  bad = int(state["first_bad"])
-  if bad < 0:
-    return
+  if int(state["first_bad"]) >= 0:
+    raise not_finite(int(state["first_bad"]), store, config)
+
+
+def not_finite(
+  bad: int, store: CheckpointStore, config: Mapping[str, Any], tried: str = ""
+) -> UserError:
+  """The error of a run that can't go on since step `bad`."""
   store.wait()
   good = store.steps()
   kept = f"step {good[-1]} in {store.directory}" if good else "none"
-  raise UserError(
-    f"loss or gradient not finite since step {bad}; last good checkpoint:"
-    f" {kept}. To go on, start a new workdir with a lower optim.lr (now"
-    f" {config['optim'].get('lr', optim.DEFAULTS['lr'])}), a longer warm-up or"
-    " optim.clip_norm"
+  return UserError(
+    f"loss or gradient not finite since step {bad}{tried}; last good"
+    f" checkpoint: {kept}. To go on, start a new workdir with a lower optim.lr"
+    f" (now {config['optim'].get('lr', optim.DEFAULTS['lr'])}), a longer"
+    " warm-up or optim.clip_norm"
   )
 
 
-def claim(workdir: Path, config: Mapping[str, Any]) -> dict[str, Any] | None:
-  """The run.json already in `workdir`, after checking that it is ours.
+def roll_back(
+  bench: Bench,
+  store: CheckpointStore,
+  config: Mapping[str, Any],
+  counts: Mapping[str, Any],
+  step: int,
+) -> tuple[dict[str, Any], int]:
+  """The last checkpoint, its data moved past the batch that tripped the guard.
+
+  Returns:
+    The state, and the data step up to which the log is kept.
 
   Raises:
-    UserError: the workdir belongs to another config (difference shown).
+    UserError: no checkpoint, or rolled back too often.
   """
+  store.check(block=True)
+  limit = guard.settings(config["guard"])["max_rollbacks"]
+  found = distributed.from_main(store.steps)
+  if counts["rollbacks"] >= limit or not found:
+    tried = f", after {counts['skips']} skipped batches"
+    tried += f" and {counts['rollbacks']} rollbacks"
+    raise not_finite(step + 1, store, config, tried)
+  state, _ = store.resume(bench.abstract)
+  return guard.rolled_back(state, counts), int(state["data_step"])
+
+
+def finish(store: CheckpointStore, ledger: Ledger, status: str) -> None:
+  """Commits the last save; a run that was asked to stop says if it can't."""
   try:
-    workdir.mkdir(parents=True, exist_ok=True)
-  except OSError as error:
-    raise UserError(
-      f"can't make workdir {workdir}: {error.strerror}"
-    ) from error
-  previous = read_json(workdir / "run.json")
-  if previous is None:
-    strangers = sorted(p.name for p in workdir.iterdir())
-    if "metrics.jsonl" in strangers or "checkpoints" in strangers:
-      raise UserError(
-        f"{workdir} holds a run without run.json: choose another workdir"
-      )
-    return None
-  if previous.get("config_digest") != config_lib.digest(config):
-    lines = config_lib.difference(previous.get("config", {}), config)
-    shown = "; ".join(lines[:6]) or (
-      f"vitscale {previous.get('versions', {}).get('vitscale')} -> now"
-    )
-    raise UserError(
-      f"{workdir} belongs to another config ({shown}); nothing was changed,"
-      " choose another workdir"
-    )
-  return previous
-
-
-def check_data(workdir: Path, previous: Any, now: str | None) -> None:
-  """A run must see the data it started with (None: they are gone)."""
-  before = (previous or {}).get("data_fingerprint")
-  if before and now and before != now:
-    raise UserError(
-      f"the data of {workdir} changed since the run began"
-      f" ({before} -> {now}): choose another workdir"
-    )
-
-
-def describe(config: Mapping[str, Any], bench: Bench) -> dict[str, Any]:
-  """run.json of a run about to start."""
-  from importlib import metadata
-
-  import vitscale
-
-  devices = list(bench.mesh.devices.flat)
-  packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain")
-  tokens = bench.facts["tokens_per_example"]
-  examples = bench.total_steps * bench.batch_size
-  return {
-    "config": config_lib.to_dict(config),
-    "config_digest": config_lib.digest(config),
-    "started": datetime.datetime.now(datetime.UTC).isoformat("T", "seconds"),
-    "command": sys.argv,
-    "git_commit": git_commit(),
-    "versions": {"vitscale": vitscale.__version__}
-    | {name: metadata.version(name) for name in packages},
-    "devices": [devices[0].device_kind, len(devices)],
-    "mesh": dict(bench.mesh.shape),
-    "total_steps": bench.total_steps,
-    **bench.facts,
-    "law_variables": {
-      "params": bench.facts["params"],
-      "params_non_embedding": bench.facts["params_non_embedding"],
-      "tokens_per_example": tokens,
-      "examples": examples,
-      "flops": bench.facts["flops_per_example"] * examples,
-      **dict(config.get("law_variables") or {}),
-    },
-  }
-
-
-def git_commit() -> str | None:
-  """The commit this code runs from, with `+` when changed; None outside git."""
-  folder = Path(__file__).parent
-  if not (folder.parent / "setup.py").exists():
-    return None  # installed: a repository around it is somebody else's
-
-  def git(*args: str) -> str:
-    return subprocess.run(
-      ["git", "-C", str(folder), *args],
-      capture_output=True, text=True, check=True, timeout=10,
-    ).stdout.strip()  # fmt: skip
-
-  try:
-    changed = git("status", "--porcelain", "--untracked-files=no")
-    return git("rev-parse", "HEAD") + ("+" if changed else "")
-  except (OSError, subprocess.SubprocessError):
-    return None
-
-
-def result(workdir: Path, run: Mapping[str, Any]) -> dict[str, Any]:
-  """What `vitscale train --json` prints."""
-  return {
-    "status": run["status"],
-    "step": run.get("step", 0),
-    "metrics": run.get("metrics", {}),
-    "params": run["params"],
-    "flops_per_example": run["flops_per_example"],
-    "mfu": run.get("mfu"),
-    "workdir": str(workdir),
-  }
-
-
-class StopRequest:
-  """SIGINT and SIGTERM set `asked`; the loop stops after a checkpoint.
-
-  A second SIGINT raises KeyboardInterrupt at once.
-  """
-
-  def __init__(self) -> None:
-    self.asked = False
-    self._old: dict[int, Any] = {}
-
-  def _handle(self, signum: int, _frame: Any) -> None:
-    if self.asked and signum == signal.SIGINT:
-      raise KeyboardInterrupt
-    self.asked = True
-
-  def __enter__(self) -> "StopRequest":
-    try:
-      for signum in (signal.SIGINT, signal.SIGTERM):
-        self._old[signum] = signal.signal(signum, self._handle)
-    except ValueError:
-      pass  # not the main thread: the caller owns the signals
-    return self
-
-  def __exit__(self, *_: Any) -> None:
-    for signum, handler in self._old.items():
-      signal.signal(signum, handler)
+    store.close()
+  except UserError as error:
+    if status != "interrupted":
+      raise
+    ledger.warn(f"stopped without its last save: {error}")
 
 
 _benches: dict[str, Bench] = {}

@@ -17,7 +17,7 @@ def load(
 
   Args:
     path: a workdir, its checkpoints/ folder or one step folder.
-    step: which checkpoint; the last complete one by default.
+    step: which checkpoint; the last that can be verified by default.
 
   Returns:
     `(model, variables)`, so that `model.apply(variables, image)` runs; the
@@ -34,9 +34,13 @@ def load(
   config = {k: v for k, v in run["config"].items() if k != "mesh"}
   bench = build(config)  # on the devices that are here
   store = CheckpointStore(workdir / "checkpoints")
-  state, _ = store.restore(bench.abstract, named if step is None else step)
-  params = state["ema"] or state["params"]
-  return bench.model, {"params": params, **state["mutable"]}
+  kept = "ema" if bench.abstract["ema"] else "params"
+  part = store.part(
+    {name: bench.abstract[name] for name in (kept, "mutable")},
+    {kept: kept, "mutable": "mutable"},
+    named if step is None else step,
+  )
+  return bench.model, {"params": part[kept], **part["mutable"]}
 
 
 def root(path: Path) -> tuple[Path, int | None]:

@@ -28,6 +28,7 @@ ConfigDict = ml_collections.ConfigDict
 NOT_PHYSICS = (
   "log",
   "checkpoint",
+  "watchdog",
   "mesh",
   "workers",
   "rules",
@@ -177,6 +178,11 @@ OPTIONAL: dict[str, Any] = {
   "log.every_steps": 1,
   "checkpoint.keep": 2,
   "checkpoint.every_steps": 1,
+  "checkpoint.keep_every": 0,
+  "guard.max_skips": 0,
+  "guard.max_rollbacks": 1,
+  "watchdog.seconds": 0.0,
+  "watchdog.slow_seconds": 0.0,
 }
 OPEN = ("model", "task", "optim", "data", "draws", "rules")
 

@@ -1,9 +1,13 @@
 """Several processes, one program: a thin layer over `jax.distributed`."""
 
+import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
 from vitscale.core.errors import UserError, nearest
 
@@ -105,3 +109,54 @@ def process_count() -> int:
 def is_main() -> bool:
   """Whether this process writes files and prints."""
   return jax.process_index() == 0
+
+
+# ----------------------------------------------------------------- agreement
+#
+# Each of these is a common act of all processes, and free for a single one.
+
+
+def any_of(flag: bool) -> bool:
+  """Whether `flag` is true on any process."""
+  if process_count() == 1:
+    return bool(flag)
+  return bool(multihost_utils.process_allgather(np.int32(flag)).max())
+
+
+def every(flag: bool) -> bool:
+  """Whether `flag` is true on every process."""
+  return not any_of(not flag)
+
+
+def barrier(name: str) -> None:
+  """Waits until every process has come here."""
+  if process_count() > 1:
+    multihost_utils.sync_global_devices(name)
+
+
+def from_main(function: Callable[..., Any], *args: Any) -> Any:
+  """What `function(*args)` returns on process 0, on every process.
+
+  Args:
+    function: called on process 0 only; returns JSON or raises UserError,
+      which then every process raises.
+    *args: passed to it.
+  """
+  if process_count() == 1:
+    return function(*args)
+  error, text = None, b""
+  if is_main():
+    try:
+      text = json.dumps([True, function(*args)]).encode()
+    except UserError as raised:
+      error, text = raised, json.dumps([False, str(raised)]).encode()
+  share = multihost_utils.broadcast_one_to_all
+  size = int(share(np.int32(len(text))))
+  padded = np.zeros(-(-size // 4096) * 4096, np.uint8)  # few programs compile
+  padded[: len(text)] = np.frombuffer(text, np.uint8)
+  good, value = json.loads(bytes(np.asarray(share(padded)))[:size])
+  if error is not None:
+    raise error
+  if not good:
+    raise UserError(value)
+  return value

@@ -4,6 +4,7 @@ import fcntl
 from pathlib import Path
 from typing import IO
 
+from vitscale.core import distributed
 from vitscale.core.errors import UserError
 
 
@@ -27,3 +28,24 @@ def hold(folder: Path, what: str) -> IO[str]:
     file.close()
     raise UserError(f"another process is running {what} in {folder}") from error
   return file
+
+
+def hold_together(folder: Path, what: str) -> IO[str] | None:
+  """`hold` by process 0 for all of a run's processes; None on the others."""
+  files = []
+  distributed.from_main(lambda: files.append(hold(folder, what)))
+  return files[0] if files else None
+
+
+def held(folder: Path) -> bool:
+  """Whether some process holds `folder/.lock` now; leaves no trace."""
+  try:
+    file = open(folder / ".lock")  # noqa: SIM115
+  except OSError:
+    return False
+  with file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+      return True
+  return False

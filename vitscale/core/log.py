@@ -90,12 +90,16 @@ def _disk_error(path: Path, error: OSError) -> UserError:
 
 
 class Rows:
-  """An append-only JSON-lines file, cut back to the restored step."""
+  """An append-only JSON-lines file, cut back to the restored data step.
+
+  A row's data step is its step unless it says otherwise (batches dropped).
+  """
 
   def __init__(self, path: Path, *, upto: int):
     self.path = path
     rows = read_rows(path)
-    kept = [row for row in rows if row.get("step", 0) <= upto]
+    at = lambda row: row.get("data_step", row.get("step", 0))
+    kept = [row for row in rows if at(row) <= upto]
     text = "".join(json.dumps(row) + "\n" for row in kept)
     if path.is_file() and path.read_text() != text:
       write_text(path, text)
@@ -121,18 +125,34 @@ class Log:
   """metrics.jsonl, timing.jsonl and the optional mirrors of one workdir."""
 
   def __init__(
-    self, workdir: Path, *, upto: int, mirrors: Mapping[str, Any] | None = None
+    self,
+    workdir: Path,
+    *,
+    upto: int,
+    mirrors: Mapping[str, Any] | None = None,
+    write: bool = True,
   ):
-    self.metrics = Rows(workdir / "metrics.jsonl", upto=upto)
-    self.timing = Rows(workdir / "timing.jsonl", upto=upto)
-    mirrors = mirrors or {}
+    """Cuts the files back to `upto`; touches nothing unless `write`."""
+    self.workdir, self.writes, self.seconds = workdir, write, 0.0
+    self.cut(upto)
+    if write:  # wall-clock of earlier sessions
+      self.seconds = (self.timing.last or {}).get("seconds", 0.0)
+    mirrors = mirrors if mirrors and write else {}
     self.mirrors = [
       make(workdir)
       for name, make in (("tensorboard", tensorboard), ("wandb", wandb))
       if mirrors.get(name)
     ]
 
+  def cut(self, upto: int) -> None:
+    """Drops the rows behind a data step."""
+    if self.writes:
+      self.metrics = Rows(self.workdir / "metrics.jsonl", upto=upto)
+      self.timing = Rows(self.workdir / "timing.jsonl", upto=upto)
+
   def write(self, row: Mapping[str, Any], timing: Mapping[str, Any]) -> None:
+    if not self.writes:
+      return
     self.metrics.append(row)
     self.timing.append(timing)
     for mirror in self.mirrors:
