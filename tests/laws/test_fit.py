@@ -92,7 +92,7 @@ def test_stratified_keeps_patches_apart():
   data = noisy(2)
   data["loss"][:3] = FLOOR(TRUTH, p=1) * np.array([0.9, 1.0, 1.12])
   pooled = laws.fit(FLOOR, data, bootstrap=500)
-  apart = laws.fit(FLOOR, data, resample="stratified", bootstrap=500)
+  apart = laws.fit(FLOOR, data, resample="cluster", bootstrap=500)
   assert pooled.interval != apart.interval
   width = lambda fit: np.subtract(*fit.predict_ci(p=16))
   assert abs(width(apart)) < 0.5 * abs(width(pooled))
@@ -112,7 +112,7 @@ def test_rows_of_a_run_are_resampled_together():
   }
   grouped = laws.fit(FLOOR, data, groups="run", bootstrap=400)
   points = laws.fit(FLOOR, data, bootstrap=400)
-  assert grouped.interval.startswith("stratified")
+  assert grouped.interval.startswith("cluster")
   assert grouped.dof == 10
   assert grouped.se()["a"] > 2 * points.se()["a"]
 
@@ -168,7 +168,7 @@ def test_warnings():
   assert says(laws.fit(FLOOR, steep, bootstrap=0), "degenerate", "bound")
 
   pure = {"p": P, "loss": 0.3 * P**0.3 * (1 - 0.002 * np.log(P) ** 2)}
-  assert says(laws.fit(FLOOR, pure, bootstrap=0), "L0", "bound 0", "degenerate")
+  assert says(laws.fit(FLOOR, pure, bootstrap=0), "L0", "bound 0", "no floor")
 
   three = {"p": P[:3], "loss": FLOOR(TRUTH, p=P[:3])}
   fit = laws.fit(FLOOR, three, bootstrap=100)
@@ -183,6 +183,99 @@ def test_warnings():
   wrong = noisy(sigma=0.002)
   wrong["loss"][6:9] *= 1.1
   assert says(laws.fit(FLOOR, wrong, bootstrap=100), "lack of fit")
+
+
+def test_warnings_of_thin_data():
+  short = {"p": np.repeat([1.0, 2, 4, 8], 3)}
+  rng = np.random.default_rng(1)
+  short["loss"] = FLOOR(TRUTH, **short) * np.exp(
+    0.003 * rng.standard_normal(12)
+  )
+  fit = laws.fit(FLOOR, short, bootstrap=50)
+  assert says(fit, "p spans a factor of 8", "less than a decade")
+
+  few = {k: v[[0, 4, 7, 9, 12, 14]] for k, v in noisy(sigma=0.002).items()}
+  assert says(laws.fit(FLOOR, few, bootstrap=50), "only 6 points for 3")
+
+  low = noisy(1, sigma=0.05, truth={"L0": 0.01, "c": 0.05, "a": 0.5})
+  fit = laws.fit(FLOOR, low, bootstrap=50)
+  assert says(fit, "L0", "can't be told from 0")
+
+  far = np.geomspace(10, 1e4, 40)
+  flat = noisy(sigma=0.02, truth={"L0": 0.5, "c": 2.0, "a": -1.0}, p=far)
+  fit = laws.fit(laws.power_constant("p"), flat, bootstrap=50)
+  assert says(fit, "smallest loss lies within run noise of L0")
+
+  near = noisy(sigma=0.002, truth={"L0": 0.5, "c": 1.0, "a": -0.2}, p=far / 10)
+  near = {k: v[near["p"] < 60] for k, v in near.items()}
+  fit = laws.fit(laws.power_constant("p"), near, bootstrap=50)
+  assert says(fit, "loss above L0 falls by a factor of", "extrapolation")
+
+
+def test_a_fit_that_does_not_converge_has_no_interval():
+  """Two powers that want to be x^a ln x: their factors run to infinity."""
+  two = laws.Law(
+    name="two_powers",
+    formula="L = c x^a + d x^b",
+    variables=("x",),
+    linear=(laws.Parameter("c"), laws.Parameter("d")),
+    shape=(laws.Parameter("a", -3.0, 0.0), laws.Parameter("b", -3.0, 0.0)),
+    basis=lambda x, s: (x[0] ** s[0], x[0] ** s[1]),
+    source="this test",
+  )
+  x = np.geomspace(1, 100, 30)
+  noise = 0.01 * np.random.default_rng(0).standard_normal(30)
+  data = {"x": x, "loss": x**-0.5 * (2 + np.log(x)) * np.exp(noise)}
+  fit = laws.fit(two, data, bootstrap=60)
+  assert not fit.search["converged"]
+  assert says(fit, "did not converge")
+  none = [fit.ci(kind=k) for k in ("bootstrap", "delta", "profile", None)]
+  for ci in none:
+    assert np.isnan(list(ci.values())).all()
+  assert np.isnan(list(fit.se().values())).all()
+  assert np.isnan(fit.predict_ci(x=10.0)).all()
+  assert np.isnan(fit.predict_ci(x=x[:3], kind="delta")).all()
+  card = fit.card()
+  assert all(pair == [None, None] for pair in card["ci95"].values())
+
+
+def test_resampled_keeps_the_fit():
+  fit = laws.fit(FLOOR, noisy(), bootstrap=0)
+  assert fit.interval == "" and not any(len(v) for v in fit.draws.values())
+  other = fit.resampled("case", 60, seed=3)
+  assert other.params == fit.params and other.interval == "case bootstrap"
+  again = laws.fit(FLOOR, noisy(), resample="case", bootstrap=60, seed=3)
+  assert (other.draws["a"] == again.draws["a"]).all()
+
+
+def test_runs_measured_at_different_places_are_drawn_among_all():
+  """Curves of several sizes: no two runs share their x."""
+  rng = np.random.default_rng(0)
+  p = np.geomspace(1, 100, 40)
+  data = {"p": p, "run": np.arange(40) % 8}
+  data["loss"] = FLOOR(TRUTH, p=p) * np.exp(0.01 * rng.standard_normal(40))
+  fit = laws.fit(FLOOR, data, groups="run", bootstrap=200)
+  assert fit.interval == "cluster bootstrap" and fit.dof == 7
+  assert says(fit, "8 runs leave 7 degrees of freedom")
+  assert np.isfinite(list(fit.ci().values())).all()
+  rows = laws.fit(FLOOR, data, groups="run", resample="case", bootstrap=50)
+  assert says(rows, "rows were drawn", "8 runs have 40")
+  with pytest.raises(UserError, match="8 runs have 40 rows; use 'cluster'"):
+    laws.fit(FLOOR, data, groups="run", resample="residual")
+
+
+def test_derived_quantities_have_intervals():
+  rng = np.random.default_rng(2)
+  n, d = np.exp(rng.uniform(18, 23, 60)), np.exp(rng.uniform(20, 26, 60))
+  truth = {"E": 1.7, "A": 400.0, "B": 410.0, "alpha": 0.34, "beta": 0.28}
+  law = laws.chinchilla()
+  loss = law(truth, N=n, D=d) * np.exp(0.002 * rng.standard_normal(60))
+  fit = laws.fit(law, {"N": n, "D": d, "loss": loss}, bootstrap=200)
+  card = fit.card()
+  low, high = card["derived_ci95"]["a"]
+  assert low < 0.28 / 0.62 < high
+  closed = fit.derived_ci(kind="delta")["a"]
+  np.testing.assert_allclose(closed, (low, high), atol=0.3 * (high - low))
 
 
 BAD = {
@@ -204,6 +297,16 @@ BAD = {
 }
 
 
+@pytest.mark.parametrize("name", ["N", "D"])
+def test_a_variable_that_does_not_vary_is_named(name):
+  rng = np.random.default_rng(0)
+  data = {k: np.exp(rng.uniform(16, 20, 30)) for k in ("N", "D")}
+  data[name] = np.full(30, 4e8)
+  data["loss"] = 2 + 400 / data["N"] ** 0.3 + 400 / data["D"] ** 0.3
+  with pytest.raises(UserError, match=f"'{name}' is 4e[+]08 in every row"):
+    laws.fit(laws.chinchilla(), data)
+
+
 @pytest.mark.parametrize("name", BAD)
 def test_bad_data(name):
   data = noisy()
@@ -222,7 +325,7 @@ def test_bad_data(name):
     ({"objective": "mse:3"}, "unknown objective"),
     ({"groups": "rum"}, "did you mean 'run'"),
     ({"groups": "run"}, "needs 2"),
-    ({"resample": "rows"}, "pooled"),
+    ({"resample": "rows"}, "must be one of auto, case, residual"),
     ({"weights": "w"}, "no column 'w'"),
   ],
 )

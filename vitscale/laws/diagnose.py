@@ -1,16 +1,25 @@
 """What a fit must admit: noise, lack of fit, degeneracy, thin data."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy import special
 
-from vitscale.laws import intervals, vertex
+from vitscale.laws import delta, vertex
 from vitscale.laws.data import Points
 from vitscale.laws.forms import Law
+from vitscale.laws.frame import Frame
+from vitscale.laws.resampling import Draws
 from vitscale.laws.solve import Best
 
+if TYPE_CHECKING:
+  from vitscale.laws.fit import Fit
+
 Array = np.ndarray
+FEW = 3  # points a parameter
+FEW_RUNS = 10  # degrees of freedom between runs
+DECADE = 10.0  # of a variable
+SPREAD = 3.0  # of the loss above the floor
 _EDGE = 1e-6  # share of a range that counts as "at the bound"
 _SINGULAR = 1e13  # condition number past which float64 sees no difference
 
@@ -46,19 +55,24 @@ def search(law: Law, best: Best, w: Array) -> dict[str, Any]:
     edge = _EDGE * (span if np.isfinite(span) else 1.0)
     if i >= k and min(t[i] - where.low[i], where.high[i] - t[i]) <= edge:
       bounds.append(law.parameters[i].name)
-  columns = vertex.slopes(law, where, t, free).T * np.sqrt(w)
-  scale = np.linalg.norm(columns, axis=1)
-  condition = float("inf")
-  if scale.min() > 0:
-    condition = float(np.linalg.cond(columns / scale[:, None]) ** 2)
   return {
     "converged": best.converged,
     "starts": best.starts,
     "agree": best.agree,
     "start_gap": best.start_gap,
-    "condition": condition,
+    "condition": _condition(law, where, t, w),
     "bounds": bounds,
   }
+
+
+def _condition(law: Law, where: Frame, t: Array, w: Array) -> float:
+  """Of the Gauss-Newton matrix with a unit diagonal."""
+  free = np.flatnonzero(~where.pinned)
+  columns = vertex.slopes(law, where, t, free).T * np.sqrt(w)
+  scale = np.linalg.norm(columns, axis=1)
+  if not scale.min() > 0:
+    return float("inf")
+  return float(np.linalg.cond(columns / scale[:, None]) ** 2)
 
 
 def degenerate(
@@ -97,67 +111,152 @@ def degenerate(
   return reasons
 
 
-def warnings(
-  law: Law,
-  params: dict[str, float],
-  points: Points,
-  plan: intervals.Design,
-  bootstrap: int,
-  kind: str,
-  draws: dict[str, Array],
-  lack: float,
-) -> list[str]:
-  out = []
-  k, variables = len(law.free), ", ".join(law.variables)
-  cells = int(points.cell.max()) + 1
+def warnings(fit: "Fit", drawn: Draws, bootstrap: int) -> list[str]:
+  """What a reader must know before using the numbers.
+
+  Args:
+    fit: with everything but its draws.
+    drawn: those; `bootstrap` how many were asked for.
+  """
+  return [
+    *_thin(fit),
+    *_reach(fit),
+    *_resampled(fit, drawn, bootstrap),
+    *_bounds(fit, drawn),
+    *(
+      [
+        "lack of fit: the points miss the curve by more than run noise "
+        f"(F test p = {fit.lack_of_fit:.2g})"
+      ]
+      if fit.lack_of_fit < 0.05
+      else []
+    ),
+  ]
+
+
+def _thin(fit: "Fit") -> list[str]:
+  """Too few points."""
+  points, k = fit.points, len(fit.law.free)
+  variables, cells = ", ".join(fit.law.variables), int(points.cell.max()) + 1
   if points.n < k + 1:
-    out.append(
+    return [
       f"{points.n} points for {k} parameters: the curve passes through them "
       "and nothing checks the form"
-    )
-  elif cells < k + 1:
-    out.append(
+    ]
+  if cells < k + 1:
+    return [
       f"{cells} different values of {variables} for {k} parameters: nothing "
       "checks the form"
+    ]
+  if points.n < FEW * k:
+    return [
+      f"only {points.n} points for {k} parameters: intervals are wide, and "
+      f"their coverage is not known below {FEW} points a parameter"
+    ]
+  return []
+
+
+def _reach(fit: "Fit") -> list[str]:
+  """Too short a range to tell floor, factor and exponent apart."""
+  out = []
+  for name, x in zip(fit.law.variables, fit.points.x):
+    span = float(x.max() / x.min())
+    if 1 < span < DECADE:
+      out.append(
+        f"{name} spans a factor of {span:.3g}, less than a decade: floor and "
+        "exponent trade against each other"
+      )
+  name = _floor(fit)
+  if name is None or fit.degenerate:
+    return out
+  floor, y = fit.params[name], fit.points.y
+  fitted = fit.predict(**dict(zip(fit.law.variables, fit.points.x)))
+  above = fitted - floor
+  if floor <= _EDGE * y.min():
+    return out  # said as "at its bound"
+  if above.max() < SPREAD * above.min():
+    out.append(
+      f"the loss above {name} falls by a factor of"
+      f" {above.max() / above.min():.3g} only: {name} is an extrapolation"
     )
-  scale = float(points.y.min())
-  for p in law.linear:
-    if p.low == 0 and params[p.name] <= _EDGE * scale:
-      reduced = ": degenerate, no floor is seen" if p.name == "L0" else ""
-      out.append(f"{p.name} is at its bound 0{reduced}")
+  if above.min() < fit.sigma * fitted.min():
+    out.append(
+      f"the smallest loss lies within run noise of {name}: the far end is "
+      "flat, and says little of the exponent"
+    )
+  if fit.local.dof:
+    _, error = delta.spread(fit.local, lambda p: p[name], log=False)
+    if floor < 2 * float(error):
+      out.append(
+        f"{name} = {floor:.3g} can't be told from 0 (standard error"
+        f" {float(error):.2g})"
+      )
+  return out
+
+
+def _floor(fit: "Fit") -> str | None:
+  """The free parameter that is a loss by itself, if the law has one."""
+  fixed = dict(fit.law.pinned)
+  for p in fit.law.linear:
+    positive = p.low == 0 and p.name not in fixed
+    if positive and not delta.is_scale(fit.local, p.name):
+      return p.name
+  return None
+
+
+def _resampled(fit: "Fit", drawn: Draws, bootstrap: int) -> list[str]:
+  """What the draws do not hold."""
+  points, plan = fit.points, fit.plan
+  variables = ", ".join(fit.law.variables)
   alone = np.flatnonzero(plan.sizes == 1)
-  if bootstrap and not kind:
-    out.append(
-      "no interval: no degrees of freedom are left to see noise in"
-      if len(plan.stratum) == points.n
-      else "no interval: no two runs were measured at the same places"
-    )
-  elif kind.startswith("pooled") and len(alone) == len(plan.sizes):
-    out.append(
-      f"one run per {variables}: the interval rests on {points.n - k} residual "
+  runs, rest = len(plan.stratum), points.n - len(fit.law.free)
+  if bootstrap and not drawn.kind:
+    return ["no interval: no degrees of freedom are left to see noise in"]
+  if drawn.kind.startswith("residual") and len(alone) == len(plan.sizes):
+    return [
+      f"one run per {variables}: the interval rests on {rest} residual "
       "degrees of freedom, not on repeated runs"
-    )
-  elif kind.startswith("stratified") and len(alone):
+    ]
+  if drawn.kind.startswith("case") and runs < points.n:
+    return [
+      f"rows were drawn, though {runs} runs have {points.n}: what the rows of "
+      "a run have in common is not in the interval"
+    ]
+  if not drawn.kind.startswith("cluster"):
+    return []
+  out = []
+  if plan.dof and len(alone):
     first = [np.flatnonzero(plan.stratum == s)[0] for s in alone]
     where = [points.x[0][plan.cluster == c][0] for c in first]
     out.append(
-      f"a single run at {law.variables[0]} = "
+      f"a single run at {fit.law.variables[0]} = "
       f"{', '.join(f'{v:g}' for v in where)}: its noise is not in the interval"
     )
-  for p in law.shape if kind else ():
-    if p.per or p.name not in {q.name for q in law.free}:
-      continue
-    edge = _EDGE * (p.high - p.low)
-    v = draws[p.name]
-    share = float(((v - p.low <= edge) | (p.high - v <= edge)).mean())
-    if share > 0.025:
-      out.append(
-        f"{share:.0%} of the draws put {p.name} at a bound: its interval is "
-        "cut off there"
-      )
-  if lack < 0.05:
+  if drawn.dof < FEW_RUNS:
     out.append(
-      f"lack of fit: the points miss the curve by more than run noise "
-      f"(F test p = {lack:.2g})"
+      f"{runs} runs leave {drawn.dof} degrees of freedom: so few make the "
+      "interval too narrow"
     )
+  return out
+
+
+def _bounds(fit: "Fit", drawn: Draws) -> list[str]:
+  """Parameters, or many of their draws, at the end of what is allowed."""
+  out, k = [], len(fit.law.linear)
+  scale = float(fit.points.y.min())
+  free = {q.name for q in fit.law.free}
+  for i, p in enumerate(fit.law.parameters):
+    if p.name not in free or (i < k and p.low < 0) or (i >= k and p.per):
+      continue
+    edge = _EDGE * (scale if i < k else p.high - p.low)
+    if i < k and fit.params[p.name] <= edge:
+      reduced = ": no floor is seen" if p.name == _floor(fit) else ""
+      out.append(f"{p.name} is at its bound 0{reduced}")
+    v = drawn.values[p.name]
+    at = (v - p.low <= edge) | (p.high - v <= edge)
+    if len(v) and at.mean() > 0.025:
+      out.append(
+        f"{at.mean():.0%} of the draws put {p.name} at a bound: its interval "
+        "is cut off there"
+      )
   return out
