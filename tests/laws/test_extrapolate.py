@@ -48,10 +48,45 @@ def test_every_method_is_scored_and_good_ones_are_near():
     assert set(g["rmse_log"]) == set(extrapolate.METHODS)
     assert g["rmse_log"]["M2"] < 0.02 < g["rmse_log"]["M1"]
     assert g["rmse_log"]["auto"] < 0.05
-    assert g["method"] == "log mean of M4 and bnsl1"
+    assert g["method"].startswith("log mean of M4 and bnsl1; ")
   scores = extrapolate.summary(groups)
   assert scores["auto"]["gmean"] <= scores["auto"]["mean"]
   assert scores["M1"]["curves"] == 2
+
+
+def law(x):
+  return 0.2 + 3 * x**-0.4
+
+
+@pytest.mark.parametrize(
+  ("n", "truth", "method", "most"),
+  [
+    (1, law, "the last value", 2.0),
+    (2, law, "log mean of M1", 1.0),
+    (4, law, "log mean of M2 and M3; power", 0.2),
+    (5, law, "log mean of M4; ", 0.2),
+    (10, lambda x: 0.1 * x**0.1, "M1: the curve rises", 0.02),
+    (10, lambda x: 1e-6 * law(x), "log mean of M4 and bnsl1; ", 0.1),
+    (10, lambda x: 1e3 * x**-2.0, "log mean of M3 and bnsl1; ", 0.4),
+    (10, lambda x: 0.5 + 0 * x, "log mean of M4 and bnsl1; ", 0.03),
+  ],
+)
+def test_short_rising_tiny_and_flat_curves(n, truth, method, most):
+  rng = np.random.default_rng(0)
+  x, far = np.geomspace(1e2, 1e4, n), np.geomspace(2e4, 1e6, 5)
+  y = truth(x) * np.exp(0.01 * rng.standard_normal(n))
+  curve = extrapolate.Curve("c", x, y, far, truth(far))
+  (found,) = extrapolate.extrapolate([curve])
+  assert found["method"].startswith(method)
+  assert found["rmse_log"]["auto"] < most
+
+
+def test_a_break_that_runs_away_is_held_near_m4():
+  near, far = np.geomspace(1e2, 1e4, 12), np.geomspace(2e4, 1e6, 5)
+  curve = extrapolate.Curve("c", near, law(near), far, law(far))
+  away = {"M1": law(far), "M4": law(far), extrapolate.BROKEN: law(far) * 1e-4}
+  value, _ = extrapolate._auto(curve, away, 16)
+  assert np.abs(np.log(value / law(far))).max() < extrapolate.LIMIT
 
 
 def test_a_method_without_prediction_counts_as_one():
