@@ -13,17 +13,17 @@ TRUTH = {"L0": 0.5, "c": 1.0, "a": -0.35}
 C = np.geomspace(1, 1000, 40)
 
 
-def fit(law=LAW, truth=TRUTH, seed=0, *, noise=None, **options):
-  data = simulate.simulate(law, truth, {"C": C}, seed=seed, **(noise or {}))
+def fit(law=LAW, truth=TRUTH, seed=0, *, c=C, noise=None, **options):
+  data = simulate.simulate(law, truth, {"C": c}, seed=seed, **(noise or {}))
   return laws.fit(law, data, bootstrap=0, **options), data
 
 
 def test_a_straight_line_has_the_textbook_interval():
   """ln L = ln c + a ln C is linear: all kinds are Student's t."""
   law = laws.power("C")
-  found, data = fit(law, {"c": 2.0, "a": -0.1})
-  line = stats.linregress(np.log(C), np.log(data["loss"]))
-  t = stats.t.ppf(0.975, len(C) - 2)
+  found, data = fit(law, {"c": 2.0, "a": -0.1}, c=C[:30])
+  line = stats.linregress(np.log(C[:30]), np.log(data["loss"]))
+  t = stats.t.ppf(0.975, 28)
   slope = line.slope + t * line.stderr * np.array([-1, 1])
   factor = line.intercept + t * line.intercept_stderr * np.array([-1, 1])
   for kind in ("delta", "profile"):
@@ -91,6 +91,19 @@ def test_factors_are_symmetric_in_logarithms():
   assert (low + high) / 2 == pytest.approx(found.params["a"])
 
 
+def test_unequal_noise_is_seen_from_many_rows_on():
+  """Noise grows sixteenfold with C: the floor's true spread is known."""
+  c, sigma = np.geomspace(1, 1000, 80), np.geomspace(0.005, 0.08, 80)
+  fits = [fit(seed=s, c=c, noise={"sigma": sigma})[0] for s in range(60)]
+  spread = np.std([f.params["L0"] for f in fits], ddof=1)
+  errors = np.median([f.se()["L0"] for f in fits])
+  assert errors == pytest.approx(spread, rel=0.25)
+  share = [f.local.equal[0, 0] / f.local.covariance[0, 0] for f in fits]
+  assert np.median(share) < 0.6, "equal noise would make it too narrow"
+  width = lambda kind: sum(np.ptp(f.ci(kind=kind)["L0"]) for f in fits[:5])
+  assert width("profile") == pytest.approx(width("delta"), rel=0.15)
+
+
 def test_an_open_end_says_so():
   """Nothing forbids L0 = 0 here: the interval ends at the bound."""
   found, _ = fit(LAW, {**TRUTH, "L0": 0.01, "a": -0.1}, noise={"sigma": 0.03})
@@ -126,21 +139,22 @@ def test_curve_and_prediction_intervals_without_draws():
   np.testing.assert_allclose(np.log(drawn), np.log([low, high]), atol=3e-3)
 
 
-def test_rows_of_a_run_widen_delta_and_forbid_profiles():
-  run = np.repeat(np.arange(10), 4)
-  design = {"C": np.tile(np.geomspace(1, 1000, 4), 10), "run": run}
+def test_rows_of_a_run_widen_every_kind():
+  run = np.repeat(np.arange(10), 10)
+  design = {"C": np.tile(np.geomspace(1, 1000, 10), 10), "run": run}
   data = simulate.simulate(
     LAW, TRUTH, design, sigma=0.001, run_sigma=0.02, seed=3
   )
   grouped = laws.fit(LAW, data, groups="run", bootstrap=400)
   apart = laws.fit(LAW, data, bootstrap=0)
-  floor = lambda f, kind: np.ptp(f.predict_ci(C=1000.0, kind=kind))
-  assert floor(grouped, "delta") > 1.5 * floor(apart, "delta")
-  assert floor(grouped, "delta") == pytest.approx(
-    floor(grouped, "bootstrap"), rel=0.4
+  level = lambda f, kind: np.ptp(f.predict_ci(C=30.0, kind=kind))
+  assert level(grouped, "delta") > 1.5 * level(apart, "delta")
+  drawn = level(grouped, "bootstrap")
+  assert level(grouped, "delta") == pytest.approx(drawn, rel=0.3)
+  width = lambda f, kind: np.ptp(f.ci(kind=kind)["c"])
+  assert width(grouped, "profile") == pytest.approx(
+    width(grouped, "delta"), rel=0.1
   )
-  with pytest.raises(UserError, match="10 runs have 40; use 'bootstrap'"):
-    grouped.ci(kind="profile")
 
 
 def test_intervals_of_anything():

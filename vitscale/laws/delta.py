@@ -3,13 +3,17 @@
 The estimate moves with the data as an M-estimator does (Huber 1981, section
 6.3): with residuals r, their influence psi = rho'(r) and slopes J of r,
 
-    cov = (mean psi^2 / (mean psi')^2) (J' W J)^-1          independent rows
-    cov = A^-1 (sum over runs of s s') A^-1                 runs of several rows
+    cov = (mean psi^2 / (mean psi')^2) (J' W J)^-1        equal noise at all x
+    cov = A^-1 B A^-1,  A = J' W psi' J,  B = sum of s s'     the sandwich
 
-where s sums W psi J over a run. For squares the first is s^2 (J'J)^-1. It is
-taken in the solver's own coordinates, where the problem is almost linear, and
-any function of the parameters follows by its slopes there. Scales that span
-decades (`is_scale`) get symmetric intervals of their logarithm.
+where s sums W psi J over a row, or over the rows of a run. For squares the
+first is s^2 (J'J)^-1. The sandwich needs many rows: it is used from 20 a
+parameter (where `resampling` draws rows, not residuals) and where runs have
+several rows.
+
+All is in the solver's own coordinates, where the problem is almost linear; a
+function of the parameters follows by its slopes there. Scales that span decades
+(`is_scale`) get symmetric intervals of their logarithm.
 """
 
 import dataclasses
@@ -23,6 +27,7 @@ from vitscale.laws import vertex
 from vitscale.laws.forms import Law
 from vitscale.laws.frame import Frame, outer
 from vitscale.laws.objective import LAD_DELTA, Objective
+from vitscale.laws.resampling import MANY
 
 Array = np.ndarray
 STEP = 1e-2  # of slopes, in standard errors
@@ -36,7 +41,8 @@ class Local:
     law, frame: of the fit; t (k,) its inner parameters.
     free: (f,) numbers of the parameters that were fitted.
     covariance: (f, f) of those inner parameters.
-    rise: what the objective gains per unit of F, see `profile`.
+    equal: (f, f) the same if noise were equal at all x and rows independent.
+    rise: what the objective gains per unit of F with that, see `profile`.
     dof: degrees of freedom of the noise.
   """
 
@@ -45,6 +51,7 @@ class Local:
   t: Array
   free: Array
   covariance: Array
+  equal: Array
   rise: float
   dof: int
 
@@ -79,41 +86,44 @@ def local(
     slope = slope * fitted[:, None]
   runs = n if cluster is None else int(cluster.max()) + 1
   dof = n - f if cluster is None else min(runs - 1, n - f)
-  if dof <= 0:
+  if dof <= 0 or not np.isfinite(slope).all():
     nan = np.full((f, f), np.nan)
-    return Local(law, frame, t, free, nan, np.nan, 0)
+    return Local(law, frame, t, free, nan, nan, np.nan, 0)
   psi, curve = influence(goal, r, f)
-  square = (weights * psi**2).sum() / (n - f)
-  inverse = np.linalg.pinv((weights[:, None] * slope).T @ slope, hermitian=True)
-  if cluster is None:
-    covariance = square / curve**2 * inverse
-  else:
+  square, mean = (weights * psi**2).sum() / (n - f), curve.mean()
+  matrix = (weights[:, None] * slope).T @ slope
+  equal = square / mean**2 * np.linalg.pinv(matrix, hermitian=True)
+  covariance = equal
+  if cluster is not None or n >= MANY * f:
     scores = np.zeros((runs, f))
-    np.add.at(scores, cluster, (weights * psi)[:, None] * slope)
+    rows = np.arange(n) if cluster is None else cluster
+    np.add.at(scores, rows, (weights * psi)[:, None] * slope)
     few = runs / (runs - 1) * (n - 1) / (n - f)
-    covariance = few * inverse @ (scores.T @ scores) @ inverse / curve**2
-  rise = square / curve * (1.0 if np.isinf(goal.delta) else 0.5)
-  return Local(law, frame, t, free, covariance, rise, dof)
+    matrix = ((weights * curve)[:, None] * slope).T @ slope
+    inverse = np.linalg.pinv(matrix, hermitian=True)
+    covariance = few * inverse @ (scores.T @ scores) @ inverse
+  rise = square / mean * (1.0 if np.isinf(goal.delta) else 0.5)
+  return Local(law, frame, t, free, covariance, equal, rise, dof)
 
 
-def influence(goal: Objective, r: Array, k: int) -> tuple[Array, float]:
-  """(psi of each residual, mean of psi').
+def influence(goal: Objective, r: Array, k: int) -> tuple[Array, Array]:
+  """psi and psi' of each residual.
 
   psi' of Huber's loss is 1 within delta and 0 outside: where few residuals are
-  that small, the share is that of a wider window (Silverman's rule for a
-  box), the k that a sharp minimum passes through not counted.
+  that small, it is spread over a wider window (Silverman's rule for a box; for
+  absolute deviations this is Powell's estimate), the k that a sharp minimum
+  passes through not counted.
   """
   psi = r * goal.pull(r)
   if np.isinf(goal.delta):
-    return psi, 1.0
+    return psi, np.ones_like(r)
   n = len(r)
   spread = 1.4826 * np.median(np.abs(r - np.median(r)))
   window = max(1.84 * spread * n**-0.2, goal.delta)
-  inside = np.abs(r) <= window
-  count = np.where(r > 0, goal.over, 1.0)[inside].sum()
+  curve = np.where(r > 0, goal.over, 1.0) * (np.abs(r) <= window)
   if window > goal.delta:
-    count = max(count - k, 1.0) * n / (n - k)
-  curve = goal.delta / window * count / n
+    count = max((np.abs(r) <= window).sum(), k + 1)
+    curve *= goal.delta / window * (1 - k / count) * n / (n - k)
   unit = LAD_DELTA if goal.name == "lad" else 1.0  # its sum is that of |r|
   return psi / unit, curve / unit
 

@@ -93,6 +93,8 @@ def degenerate(
       "degenerate: a combination of the parameters changes nothing"
       f" (condition number {found['condition']:.1g})"
     )
+  if len(law.free) == 1:
+    return reasons
   log = np.log(points.y)
   flat = (w * (log - np.average(log, weights=w)) ** 2).sum()
   curved = (w * residual**2).sum()
@@ -166,8 +168,8 @@ def _reach(fit: "Fit") -> list[str]:
         f"{name} spans a factor of {span:.3g}, less than a decade: floor and "
         "exponent trade against each other"
       )
-  name = _floor(fit)
-  if name is None or fit.degenerate:
+  name = None if fit.degenerate else _floor(fit)
+  if name is None:
     return out
   floor, y = fit.params[name], fit.points.y
   fitted = fit.predict(**dict(zip(fit.law.variables, fit.points.x)))

@@ -150,16 +150,7 @@ class Fit:
     return found
 
   def profile(self, level: float = 0.95) -> dict[str, profile.Profile]:
-    """Profile-likelihood interval of each parameter, with its notes.
-
-    Raises:
-      UserError: runs have several rows, which are not independent.
-    """
-    if len(self.plan.stratum) < self.n:
-      raise UserError(
-        "profile intervals need independent rows, "
-        f"{len(self.plan.stratum)} runs have {self.n}; use 'bootstrap'"
-      )
+    """Profile-likelihood interval of each parameter, with its notes."""
     return {
       k: profile.profile(
         self.local, k, self.goal, self.objective, self.points.y, self.weights,
@@ -286,9 +277,10 @@ class Fit:
       one = (self.law.derived(dict(zip(params, row))) for row in rows)
       return np.array([[d.get(k, np.nan) for k in names] for d in one])
 
+    log = all(v > 0 for v in self.derived.values())
     if self.degenerate or not names:
       return {k: (float("nan"),) * 2 for k in names}
-    low, high = self.interval_of(each, level, kind)
+    low, high = self.interval_of(each, level, kind, log=log)
     return {k: (float(a), float(b)) for k, a, b in zip(names, low, high)}
 
 

@@ -8,7 +8,10 @@ solver); the interval holds the v whose objective rises by no more than
 
 The second is the robust likelihood ratio (Schrader and Hettmansperger 1980;
 Hampel et al. 1986, section 7.3), which needs no density of the noise beyond
-its spread near zero, see `delta.influence`. Rows must be independent.
+its spread near zero, see `delta.influence`. Both assume equal noise at all x
+and independent rows; where the sandwich is used instead (many rows, or runs of
+several), the rise is multiplied by the ratio of its variance to theirs (Kent
+1982; Royall 1986).
 """
 
 import dataclasses
@@ -73,7 +76,10 @@ def profile(
 
   u, error = delta.spread(near, value_of, log=log)
   half = delta.quantile(level, near.dof)
-  limit = near.rise * half**2  # F(1, dof) is the square of t
+  plain = dataclasses.replace(near, covariance=near.equal)
+  _, without = delta.spread(plain, value_of, log=log)
+  # F(1, dof) is the square of t.
+  limit = near.rise * half**2 * float(error / without) ** 2
   along = _direction(near, value_of, log)
   alone = len(law.free) == 1
   # The values of pins are no part of the compiled program: any will do here.

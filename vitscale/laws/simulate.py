@@ -144,7 +144,7 @@ def coverage(
     A row per quantity and kind: `quantity, kind, truth, coverage, se` (the
     binomial standard error), `below` and `above` (share of intervals wholly
     below or above the truth), `width` (median, relative to the truth),
-    `given` (share of fits that gave an interval; only they count).
+    `n` (intervals: degenerate fits give none), `given` (their share).
 
   Raises:
     UserError: an unknown kind.
@@ -207,5 +207,6 @@ def _row(name: str, kind: str, truth: float, ends: Array) -> dict[str, Any]:
     "below": float((high < truth).mean()) if n else math.nan,
     "above": float((low > truth).mean()) if n else math.nan,
     "width": float(np.median((high - low) / abs(truth))) if n else math.nan,
+    "n": n,
     "given": n / len(ends),
   }
