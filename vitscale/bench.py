@@ -20,7 +20,16 @@ import numpy as np
 
 from vitscale import facts as facts_lib
 from vitscale import step as step_lib
-from vitscale.core import axes, compiler, draws, optim, sharding, topology
+from vitscale.core import (
+  axes,
+  compiler,
+  draws,
+  guard,
+  optim,
+  sharding,
+  topology,
+  watchdog,
+)
 from vitscale.core import config as config_lib
 from vitscale.core.errors import UserError, nearest
 from vitscale.data import pipeline, sources, transforms
@@ -125,7 +134,11 @@ def build(
   log, checkpoint = read.group("log"), read.group("checkpoint")
   log_steps = every(log, "log", default=min(100, total_steps))
   checkpoint_steps = every(checkpoint, "checkpoint", default=total_steps)
-  for group, keys in ((log, ("tensorboard", "wandb")), (checkpoint, ("keep",))):
+  for group, keys in (
+    (log, ("tensorboard", "wandb")),
+    (checkpoint, ("keep", "keep_every")),
+    (read.group("watchdog"), watchdog.DEFAULTS),
+  ):
     for key in keys:  # train.py's, counted as read
       group.get(key)
 
@@ -140,6 +153,7 @@ def build(
     raise UserError(f"ema={ema}: should be in [0, 1), 0 for none")
   if type(accumulate) is not int or accumulate < 1 or batch_size % accumulate:
     raise UserError(f"accumulate={accumulate} doesn't divide {batch_size=}")
+  max_skips = guard.settings(read.group("guard"))["max_skips"]
   window = step_lib.window(task, model, batch, abstract, chosen)
 
   # Evaluations; after them every key has been read.
@@ -151,6 +165,7 @@ def build(
 
   init = step_lib.initializer(task, model, players, _zeros(batch), ema, window)
   step = step_lib.stepper(task, model, players, ema, accumulate)
+  init, step = guard.arm(init, step, max_skips)
   shapes = jax.eval_shape(init, jnp.uint32(0))
   placed = sharding.follow(
     shapes,

@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import json
 import os
+import signal
 import sys
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
@@ -41,17 +42,37 @@ def study(args: argparse.Namespace) -> tuple[dict[str, Any], int]:
 
 
 def train(args: argparse.Namespace) -> tuple[dict[str, Any], int]:
-  """Trains one config in a workdir, resuming what is there."""
+  """Trains one config in a workdir, resuming what is there.
+
+  With several processes, run the same command in each of them: Slurm (srun),
+  MPI, GKE job sets and TPU pods are found by themselves, else give
+  --coordinator, --num-processes and --process-id.
+  """
   from vitscale.core import config as config_lib
   from vitscale.launch import machine
 
   config = config_lib.load(args.config, args.overrides)
   os.environ.update(machine.cache_env())  # before jax is imported
-  from vitscale import train as train_lib
-  from vitscale.core.progress import Progress
+  with _sigterm_interrupts():
+    from vitscale.core import distributed
 
-  with Progress() as progress:
-    result = train_lib.train(config, args.workdir, report=progress.train)
+    named = "explicit" if args.coordinator else distributed.detect()
+    distributed.initialize(
+      args.dist or named,
+      coordinator=args.coordinator,
+      num_processes=args.num_processes,
+      process_id=args.process_id,
+      timeout_seconds=args.dist_timeout,
+    )
+    from vitscale import train as train_lib
+    from vitscale.core.progress import Progress
+
+    if (args.dist or named) != "none":
+      print(f"{args.dist or named}: {distributed.found()}", file=sys.stderr)
+    args.json = args.json and distributed.is_main()
+    with Progress() as progress:
+      report = progress.train if distributed.is_main() else None
+      result = train_lib.train(config, args.workdir, report=report)
   if result["status"] == "interrupted":
     print(
       f"interrupted at step {result['step']}: run the same command to go on",
@@ -59,6 +80,20 @@ def train(args: argparse.Namespace) -> tuple[dict[str, Any], int]:
     )
     return result, INTERRUPTED
   return result, 0
+
+
+@contextlib.contextmanager
+def _sigterm_interrupts() -> Iterator[None]:
+  """SIGTERM is Ctrl-C until a run has something to save: exit code 75."""
+  try:
+    old = signal.signal(signal.SIGTERM, signal.default_int_handler)
+  except ValueError:  # not the main thread
+    old = None
+  try:
+    yield
+  finally:
+    if old is not None:
+      signal.signal(signal.SIGTERM, old)
 
 
 def fit(args: argparse.Namespace) -> tuple[dict[str, Any], int]:
@@ -199,6 +234,17 @@ def parser() -> argparse.ArgumentParser:
   sub.add_argument("config", help="FILE.py[:args] or a name of configs/")
   sub.add_argument("overrides", nargs="*", metavar="key=value")
   sub.add_argument("--workdir", required=True)
+  sub.add_argument(
+    "--dist", metavar="none|auto|slurm|explicit",
+    help="how processes find each other; by default what the surroundings say",
+  )  # fmt: skip
+  sub.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0")
+  sub.add_argument("--num-processes", type=int, metavar="N")
+  sub.add_argument("--process-id", type=int, metavar="I", help="0 to N-1")
+  sub.add_argument(
+    "--dist-timeout", type=int, default=300, metavar="SECONDS",
+    help="how long to wait for the other processes at the start",
+  )  # fmt: skip
   sub = verb(fit, "fit runs.csv --law chinchilla --map N=params D=tokens")
   cli_fit.add_arguments(sub)
   sub = verb(plan, "plan vit_i1k:variant=L/16 --topology v5e:16x16")

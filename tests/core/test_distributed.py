@@ -1,5 +1,7 @@
 """core/distributed: what is refused; two real processes: tests/multidevice."""
 
+import socket
+
 import pytest
 
 from vitscale.core import distributed
@@ -69,3 +71,47 @@ def test_one_process():
   distributed.initialize("none")
   assert distributed.is_main()
   assert (distributed.process_index(), distributed.process_count()) == (0, 1)
+
+
+@pytest.mark.parametrize(
+  ("environ", "mode"),
+  [
+    ({}, "none"),
+    (SLURM, "slurm"),
+    ({**SLURM, "SLURM_NTASKS": "1"}, "none"),
+    # a batch script or a shell of salloc, without srun
+    ({k: v for k, v in SLURM.items() if k != "SLURM_STEP_NODELIST"}, "none"),
+    ({"OMPI_COMM_WORLD_SIZE": "4"}, "auto"),
+    ({"TPU_WORKER_HOSTNAMES": "a,b"}, "auto"),
+    ({"TPU_WORKER_HOSTNAMES": "a"}, "none"),
+    ({"JOBSET_NAME": "run"}, "auto"),
+  ],
+)
+def test_what_the_surroundings_ask_for(environ, mode):
+  assert distributed.detect(environ) == mode
+
+
+@pytest.mark.parametrize("address", ["localhost", "localhost:x", ":1", "a:0"])
+def test_addresses_without_a_port(address):
+  with pytest.raises(UserError, match="not HOST:PORT"):
+    distributed.initialize(
+      "explicit", coordinator=address, num_processes=2, process_id=1
+    )
+
+
+def test_a_port_that_is_taken():
+  with socket.socket() as taken:
+    taken.bind(("", 0))
+    taken.listen()
+    address = f"localhost:{taken.getsockname()[1]}"
+    with pytest.raises(UserError, match=f"process 0 can't listen .*{address}"):
+      distributed.initialize(
+        "explicit", coordinator=address, num_processes=2, process_id=0
+      )
+
+
+def test_agreement_of_one():
+  assert distributed.any_of(True) and not distributed.any_of(False)
+  assert distributed.every(True) and not distributed.every(False)
+  assert distributed.from_main(lambda x: [x, None], 1) == [1, None]
+  distributed.barrier("alone")

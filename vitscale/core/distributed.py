@@ -1,8 +1,13 @@
 """Several processes, one program: a thin layer over `jax.distributed`."""
 
+import contextlib
 import json
 import os
-from collections.abc import Callable, Mapping
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -29,6 +34,24 @@ _SLURM = (
 )
 
 
+def detect(environ: Mapping[str, str] = os.environ) -> str:
+  """The mode that this process's surroundings ask for.
+
+  "slurm" inside of `srun` with several tasks; "auto" where MPI, a Kubernetes
+  JobSet or several TPU hosts are named; else "none". An allocation without
+  `srun` (a shell of `salloc`, a batch script) counts as one process.
+  """
+  size = lambda name: environ.get(name, "1")
+  if all(name in environ for name in _SLURM) and size("SLURM_NTASKS") != "1":
+    return "slurm"
+  several_tpu_hosts = "," in environ.get("TPU_WORKER_HOSTNAMES", "")
+  if several_tpu_hosts or "MEGASCALE_COORDINATOR_ADDRESS" in environ:
+    return "auto"
+  if "JOBSET_NAME" in environ or size("OMPI_COMM_WORLD_SIZE") != "1":
+    return "auto"
+  return "none"
+
+
 def initialize(
   dist: str = "none",
   *,
@@ -51,7 +74,9 @@ def initialize(
     environ: environment to check.
 
   Raises:
-    UserError: unknown mode, missing or superfluous values, no cluster found.
+    UserError: unknown mode, missing or superfluous values, no cluster found,
+      a coordinator that can't be reached. Where the others don't come in time
+      the process ends, with a line that says so and exit code 2.
   """
   if dist not in MODES:
     raise UserError(f"dist = {dist!r}{nearest(dist, MODES)}")
@@ -74,14 +99,13 @@ def initialize(
   if dist == "none" or jax.distributed.is_initialized():
     return
   options = {
-    "initialization_timeout": timeout_seconds,
+    "initialization_timeout": timeout_seconds + 60,  # ours comes first
     "heartbeat_timeout_seconds": heartbeat_seconds,
   }
   if dist == "explicit":
-    jax.distributed.initialize(
-      coordinator, num_processes, process_id, **options
-    )
-    return
+    _check_address(coordinator, process_id, timeout_seconds)
+    options |= given
+    options["coordinator_address"] = options.pop("coordinator")
   if dist == "slurm":
     absent = [name for name in _SLURM if name not in environ]
     if absent:
@@ -89,13 +113,80 @@ def initialize(
         f"dist='slurm': {', '.join(absent)} not set; start with srun"
       )
     options["cluster_detection_method"] = "slurm"
+  where = coordinator or "the coordinator that was detected"
   try:
-    jax.distributed.initialize(**options)
+    with _deadline(
+      timeout_seconds,
+      f"dist={dist!r}: the processes did not find each other at {where}"
+      f" within {timeout_seconds} s: are all started, with the same address"
+      " and count?",
+    ):
+      jax.distributed.initialize(**options)
   except ValueError as error:
     raise UserError(
       f"dist={dist!r}: no cluster detected ({str(error).splitlines()[0]});"
       " use dist='none' for one process or 'explicit'"
     ) from None
+
+
+@contextlib.contextmanager
+def _deadline(seconds: float, text: str) -> Iterator[None]:
+  """Ends the process as bad input does, if the body takes longer.
+
+  The runtime of JAX waits in C++ and then aborts: nothing to catch.
+  """
+
+  def end() -> None:
+    print(f"vitscale: {text}", file=sys.stderr, flush=True)
+    os._exit(2)
+
+  timer = threading.Timer(seconds, end)
+  timer.daemon = True
+  timer.start()
+  try:
+    yield
+  finally:
+    timer.cancel()
+
+
+def _check_address(address: str, process_id: int, timeout: int) -> None:
+  """Refuses an address that can't be reached, or bound by process 0.
+
+  The runtime of JAX ends the process without an exception where it can't.
+  """
+  host, _, port = address.rpartition(":")
+  if not host or not port.isdigit() or not 0 < int(port) < 2**16:
+    raise UserError(f"coordinator {address!r} is not HOST:PORT")
+  try:
+    if process_id == 0:
+      with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind(("", int(port)))
+      return
+    deadline = time.monotonic() + timeout
+    while True:
+      try:
+        socket.create_connection((host, int(port)), 5).close()
+        return
+      except OSError:
+        if time.monotonic() > deadline:
+          raise
+        time.sleep(0.2)
+  except OSError as error:
+    verb = "listen on" if process_id == 0 else "reach"
+    raise UserError(
+      f"process {process_id} can't {verb} the coordinator at {address}"
+      f" ({error.strerror or error}; tried for {timeout} s)"
+    ) from None
+
+
+def found() -> str:
+  """What `initialize` found: "process 1 of 2, 4 of 8 devices (cpu)"."""
+  here, all_ = jax.local_device_count(), jax.device_count()
+  return (
+    f"process {jax.process_index()} of {jax.process_count()}, {here} of"
+    f" {all_} devices ({jax.devices()[0].device_kind})"
+  )
 
 
 def process_index() -> int:

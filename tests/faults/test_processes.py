@@ -1,0 +1,237 @@
+"""`vitscale train` as several real processes over gloo, and what ends them."""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from tests.faults.trials import reached
+from tests.runs import ROOT, command, complaint, complete, python
+from vitscale.core.log import read_json, read_rows
+
+CONFIG = """
+from tests import toys
+
+
+def get_config(arg=None):
+  config = toys.everything()
+  config.evals.val.name = "tests.toy_slow_eval"
+  config.ema = 0.9
+  return config
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("processes")
+  (folder / "config.py").write_text(CONFIG)
+  return folder
+
+
+def free_port():
+  with socket.socket() as probe:
+    probe.bind(("localhost", 0))
+    return probe.getsockname()[1]
+
+
+def args(place, workdir, *changes):
+  return ["train", place / "config.py", "--workdir", workdir, "--json"] + [
+    *changes
+  ]
+
+
+def start(place, workdir, count, *changes, devices=4):
+  """`count` trainers with `devices` fake devices in all."""
+  path = os.pathsep.join([str(ROOT), *filter(None, sys.path)])
+  address = f"localhost:{free_port()}"
+  return [
+    subprocess.Popen(
+      [sys.executable, "-m", "vitscale.cli"]
+      + [str(a) for a in args(place, workdir, *changes)]
+      + ["--coordinator", address, "--num-processes", str(count)]
+      + ["--process-id", str(index), "--dist-timeout", "120"],
+      stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
+      env={
+        **os.environ, "PYTHONPATH": path,
+        "JAX_NUM_CPU_DEVICES": str(devices // count),
+        "EVALUATING": str(workdir.with_suffix(".evaluating")),
+      },
+    )
+    for index in range(count)
+  ]  # fmt: skip
+
+
+def ended(processes, seconds=300):
+  """[(exit code, stdout, stderr)] of all; none outlives this."""
+  try:
+    out = [process.communicate(timeout=seconds) for process in processes]
+  finally:
+    for process in processes:
+      with contextlib.suppress(ProcessLookupError):
+        process.kill()
+  return [(p.returncode, *o) for p, o in zip(processes, out)]
+
+
+def wait_for(condition, processes):
+  deadline = time.monotonic() + 240
+  while not condition():
+    assert time.monotonic() < deadline, "never came to it"
+    if any(p.poll() is not None for p in processes):
+      raise AssertionError(ended(processes))
+    time.sleep(0.002)
+
+
+LEAVES = """
+import hashlib, sys
+from pathlib import Path
+import numpy as np
+from tests.runs import state_of
+state = state_of(Path(sys.argv[1]))
+text = hashlib.sha256()
+for name in sorted(state):
+  text.update(name.encode() + np.ascontiguousarray(state[name]).tobytes())
+print(text.hexdigest())
+"""
+
+
+def leaves(workdir, devices):
+  """Hash of every leaf, restored by one process on so many devices."""
+  process = python("-c", LEAVES, workdir, JAX_NUM_CPU_DEVICES=str(devices))
+  assert process.returncode == 0, process.stderr[-3000:]
+  return process.stdout.split()[-1]
+
+
+@pytest.fixture(scope="module")
+def alone(place):
+  """One process on four devices, to the end."""
+  workdir = place / "alone"
+  process = command(*args(place, workdir), JAX_NUM_CPU_DEVICES="4")
+  assert process.returncode == 0, process.stderr[-3000:]
+  return workdir
+
+
+def assert_same_losses(workdir, alone):
+  got = read_rows(workdir / "metrics.jsonl")
+  want = read_rows(alone / "metrics.jsonl")
+  assert [r["step"] for r in got] == [r["step"] for r in want]
+  for a, b in zip(got, want):
+    assert a.keys() == b.keys()
+    np.testing.assert_allclose([*a.values()], [*b.values()], rtol=1e-5)
+
+
+def struck(place, name, count, phase, victim=0):
+  """SIGTERM to one of the processes in a phase; the workdir."""
+  workdir, began = place / name, time.time()
+  processes = start(place, workdir, count)
+  wait_for(lambda: reached(phase, workdir, began, 0), processes)
+  processes[victim].send_signal(signal.SIGTERM)
+  for code, _, err in ended(processes):
+    assert code == 75, err[-3000:]
+  run = read_json(workdir / "run.json")
+  assert run["status"] == "interrupted" and run["processes"] == count
+  assert complete(workdir)[-1] == run["step"] < 8  # saved within its grace
+  return workdir
+
+
+def test_two_processes_terminated_and_resumed(place, alone):
+  workdir = struck(place, "two", 2, "step", victim=1)
+  found = ended(start(place, workdir, 2))
+  for index, (code, out, err) in enumerate(found):
+    assert code == 0, err[-3000:]
+    assert f"explicit: process {index} of 2, 2 of 4 devices" in err
+    assert bool(out) == (index == 0)  # one object, from one of them
+  result = json.loads(found[0][1])
+  assert result["status"] == "finished" and result["step"] == 8
+  assert_same_losses(workdir, alone)
+  assert leaves(workdir, 1) == leaves(workdir, 8)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("phase", ["compile", "eval", "save"])
+@pytest.mark.parametrize("victim", [0, 1])
+def test_two_processes_terminated_in(place, alone, phase, victim):
+  workdir = struck(place, f"{phase}{victim}", 2, phase, victim)
+  for code, _, err in ended(start(place, workdir, 2)):
+    assert code == 0, err[-3000:]
+  assert_same_losses(workdir, alone)
+
+
+@pytest.mark.slow
+def test_four_processes_and_back_to_one(place, alone):
+  """4 processes, struck; 1 process goes on; leaf for leaf on any devices."""
+  workdir = struck(place, "four", 4, "step", victim=2)
+  hashes = {leaves(workdir, devices) for devices in (1, 2, 4, 8)}
+  assert len(hashes) == 1
+  process = command(*args(place, workdir), JAX_NUM_CPU_DEVICES="2")
+  assert process.returncode == 0, process.stderr[-3000:]
+  assert_same_losses(workdir, alone)
+  for code, _, err in ended(start(place, place / "four-whole", 4)):
+    assert code == 0, err[-3000:]
+  assert_same_losses(place / "four-whole", alone)
+
+
+@pytest.mark.slow
+def test_a_stuck_peer_ends_by_the_watchdog(place):
+  workdir = place / "stuck"
+  long = ["watchdog.seconds=4", "watchdog.slow_seconds=60", "total_steps=4000"]
+  processes = start(place, workdir, 2, *long)
+  wait_for(lambda: len(read_rows(workdir / "metrics.jsonl")) > 3, processes)
+  processes[1].send_signal(signal.SIGSTOP)  # alive, but it does not move
+  began = time.monotonic()
+  _, err = processes[0].communicate(timeout=120)
+  waited = time.monotonic() - began
+  ended(processes)
+  assert processes[0].returncode == 75, err[-3000:]
+  assert re.search(r"^vitscale: stuck: nothing finished for \d+ s", err, re.M)
+  assert "watchdog.seconds = 4" in err or "watchdog.slow_seconds" in err
+  print(f"ended {waited:.0f} s after its peer stopped")
+  assert complete(workdir)
+
+
+@pytest.mark.slow
+def test_a_killed_peer_ends_the_others_and_the_run_goes_on(place, alone):
+  workdir, began = place / "killed", time.time()
+  processes = start(place, workdir, 2)
+  wait_for(lambda: reached("save", workdir, began, 0), processes)
+  processes[1].kill()
+  (code, _, err), _ = ended(processes)
+  assert code != 0, err[-3000:]
+  for code, _, err in ended(start(place, workdir, 2)):
+    assert code == 0, err[-3000:]
+  assert_same_losses(workdir, alone)
+
+
+# ------------------------------------------------------------- bad starts
+
+
+def test_a_coordinator_that_is_not_there(place):
+  address = f"localhost:{free_port()}"
+  process = command(
+    *args(place, place / "no"), "--coordinator", address,
+    "--num-processes", 2, "--process-id", 1, "--dist-timeout", 1,
+  )  # fmt: skip
+  assert process.returncode == 2 and process.stdout == ""
+  said = complaint(process.stderr)
+  assert f"process 1 can't reach the coordinator at {address}" in said
+  assert "tried for 1 s" in said
+  assert not (place / "no").exists()
+
+
+def test_peers_that_do_not_come(place):
+  address = f"localhost:{free_port()}"
+  process = command(
+    *args(place, place / "no"), "--coordinator", address,
+    "--num-processes", 2, "--process-id", 0, "--dist-timeout", 2,
+  )  # fmt: skip
+  assert process.returncode == 2, process.stderr[-3000:]
+  said = complaint(process.stderr, noise=True)
+  assert f"did not find each other at {address} within 2 s" in said
+  assert not (place / "no").exists()
