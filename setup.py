@@ -19,6 +19,9 @@ folders = ["configs", "experiments"] + [
 ]
 
 test = ["pytest>=8", "pytest-xdist>=3.5", "ruff>=0.6"]
+# The TPU compiler, with which `vitscale plan` is tested where no TPU is.
+tpu = ["jax[tpu]>=0.10.2,<0.12"]
+linux = "; sys_platform == 'linux' and platform_machine == 'x86_64'"
 notebooks = ["jupytext>=1.16", "nbconvert>=7", "ipykernel>=6"]
 
 setup(
@@ -55,13 +58,13 @@ setup(
   ],
   extras_require={
     "cuda": ["jax[cuda12]>=0.10.2,<0.12"],
-    "tpu": ["jax[tpu]>=0.10.2,<0.12"],
+    "tpu": tpu,
     "tensorboard": ["tensorboard>=2.16"],
     "wandb": ["wandb>=0.17"],
     "parquet": ["pyarrow>=15"],
     "peers": ["torch>=2.4", "timm>=1.0.15"],
     "notebooks": notebooks,
-    "dev": test + notebooks + ["tensorboard>=2.16"],
+    "dev": test + notebooks + ["tensorboard>=2.16", tpu[0] + linux],
   },
   entry_points={"console_scripts": ["vitscale=vitscale.cli:main"]},
 )

@@ -17,6 +17,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from importlib import metadata
 from typing import Any
 
 from vitscale.core import topology as topology_lib
@@ -70,12 +71,18 @@ def plan(
   }  # fmt: skip
   ask = _asker(request, where, timeout)
   if search:
-    return _search(ask, where, say)
-  result = _one(ask, where, {})
-  if not result["fits"]:
-    say("does not fit; looking for the smallest change that does")
-    result["remedy"] = remedy(ask, where, result)
-  return result
+    result = _search(ask, where, say)
+  else:
+    result = _one(ask, where, {})
+    if not result["fits"]:
+      say("does not fit; looking for the smallest change that does")
+      result["remedy"] = remedy(ask, where, result)
+  packages = ("vitscale", "jax") + ("libtpu",) * where.is_tpu
+  return result | {
+    "config": config,
+    "overrides": list(overrides),
+    "versions": {name: metadata.version(name) for name in packages},
+  }
 
 
 Ask = Callable[[str, Any], dict[str, Any]]
@@ -146,34 +153,40 @@ def remedy(
 ) -> str:
   """The smallest change of a config that doesn't fit, in words.
 
-  In order: parts of a batch one after another, recomputing more, both. The
-  arithmetic, scaled to what was found, chooses; a TPU's compiler confirms.
+  In order: recomputing more, parts of a batch one after another, both. The
+  arithmetic, scaled to what was found, chooses; a TPU's compiler confirms, a
+  few times at most.
   """
   ways = result["mesh"]["replica"] * result["mesh"]["fsdp"]
   parts = [
-    k for k in (2, 4, 8, 16, 32, 64) if result["batch_size"] % (k * ways) == 0
+    k
+    for k in (2, 4, 8, 16, 32, 64)
+    if k > result["accumulate"] and result["batch_size"] % (k * ways) == 0
   ]
   remats = ["save_attention", "dots", "full"]
-  changes = [{"model.remat": r} for r in remats if result["remat"] is None]
-  changes += [{"model.remat": "full"}] * (result["remat"] not in (None, "full"))
+  if result["remat"] is not None:
+    remats = ["full"] * (result["remat"] != "full")
+  changes = [{"model.remat": r} for r in remats]
   changes += [{"accumulate": k} for k in parts]
-  changes += [{"model.remat": "full", "accumulate": k} for k in parts]
-  answers = ask("estimate", [{}, *changes])["answers"]
-  if "error" in answers[0]:
-    return "no change known"
-  scale = result["hbm"]["total"] / answers[0]["hbm"]["total"]
-  limit, tried = result["hbm"]["limit"], 0
-  for answer in answers[1:]:
-    if "error" in answer or answer["hbm"]["total"] * scale > 1.1 * limit:
+  changes += [
+    {"model.remat": "full", "accumulate": k} for k in parts * bool(remats)
+  ]
+  first, *answers = ask("estimate", [{}, *changes])["answers"]
+  scale, tried = result["hbm"]["total"] / first["hbm"]["total"], 0
+  for answer in answers:
+    if "error" in answer:
       continue
+    if answer["hbm"]["total"] * scale > result["hbm"]["limit"]:
+      continue
+    words = _change_text(answer["change"])
     if not where.is_tpu:
-      return f"fits by arithmetic with {_change_text(answer['change'])}"
+      return f"fits by arithmetic with {words}"
     if tried == COMPILES - 1:
-      break
-    tried += 1
-    after = _one(ask, where, answer["change"])
+      return f"may fit with {words} (arithmetic, not compiled)"
+    after, tried = _one(ask, where, answer["change"]), tried + 1
     if after["fits"]:
-      return f"fits with {_change_text(answer['change'])} ({fit_text(after)})"
+      return f"fits with {words} ({fit_text(after)})"
+    scale = max(scale, after["hbm"]["total"] / answer["hbm"]["total"])
   return _too_big(where, result)
 
 
@@ -281,6 +294,17 @@ def _change_text(change: Mapping[str, Any]) -> str:
   return " ".join(words) or "no change"
 
 
+def size_text(count: float | None) -> str:
+  """`1.62 GiB`, `12.3 MiB`."""
+  if count is None:
+    return "-"
+  for unit in ("B", "KiB", "MiB"):
+    if count < 1000:
+      return f"{count:.3g} {unit}"
+    count /= 1024
+  return f"{count:.2f} GiB"
+
+
 def fit_text(result: Mapping[str, Any]) -> str:
   """`10.1 of 15.75 GiB a device`."""
   hbm = result["hbm"]
@@ -305,7 +329,6 @@ def text(result: Mapping[str, Any]) -> str:
     if r["method"] == "compiled"
     else "by analysis, nothing was compiled"
   )
-  size = lambda n: "-" if n is None else f"{n / GIB:.3f} GiB"
   lines = [
     f"{r['topology']}: {r['chips']} chips, mesh {mesh or 'of one'}; {how}",
     f"  model       {r['params']:,} parameters, batch {r['batch_size']},"
@@ -313,17 +336,21 @@ def text(result: Mapping[str, Any]) -> str:
     f" {r['attention']}, remat {r['remat']}",
     f"  HBM         {fit_text(r)}: {'fits' if r['fits'] else 'DOES NOT FIT'}",
     *(
-      f"    {name:<10}{size(hbm[name])}"
+      f"    {name:<10}{size_text(hbm[name])}"
       for name in ("argument", "temp", "output")
     ),
     "    of argument: "
-    + ", ".join(f"{k} {size(v)}" for k, v in hbm["kinds"].items() if v),
+    + ", ".join(f"{k} {size_text(v)}" for k, v in hbm["kinds"].items() if v),
     f"  FLOPs       {r['flops_per_step']:.4g} a step,"
     f" {r['executed_flops_per_step']:.4g} executed",
   ]
   for kind, c in r["collectives"].items():
-    far = f", {size(c['far_bytes'])} between slices" if c["far_bytes"] else ""
-    lines.append(f"  {kind:<20}{c['count']:>6} a step, {size(c['bytes'])}{far}")
+    far = (
+      f", {size_text(c['far_bytes'])} between slices" if c["far_bytes"] else ""
+    )
+    lines.append(
+      f"  {kind:<20}{c['count']:>6} a step, {size_text(c['bytes'])}{far}"
+    )
   lines += [
     f"  step >=     {bound['step_s'] * 1e3:.4g} ms, bound by"
     f" {bound['binding']} (compute {bound['compute_s'] * 1e3:.4g}, memory"

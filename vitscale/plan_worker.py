@@ -20,21 +20,17 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import numpy as np
 from jax.extend import core as jex
 
 from vitscale import bench as bench_lib
+from vitscale import plan_data
 from vitscale.core import accounting, estimate, hlo, topology
 from vitscale.core import config as config_lib
 from vitscale.core import mesh as mesh_lib
+from vitscale.core.axes import AxisError
 from vitscale.core.errors import UserError
 from vitscale.core.log import jsonable
-from vitscale.data import source as source_lib
-from vitscale.data import sources
 from vitscale.nn.block import REMAT
-
-# Images of a set that isn't here are as large as this before transforms.
-PIXELS = 512
 
 
 def compile_step(request: Mapping[str, Any]) -> dict[str, Any]:
@@ -80,6 +76,9 @@ def estimate_step(request: Mapping[str, Any]) -> dict[str, Any]:
   config, todo = _config(request), request.get("changes")
   if todo is None:
     config = changed(config, {"mesh": {"replica": -1}})
+  elif where.slices > 1 and not config.get("mesh"):  # as make_mesh does
+    slices = {"replica": where.slices, "fsdp": -1}
+    config = changed(config, {"mesh": slices})
   bench, data = built(config, jax.devices(), request)  # as many fake ones
   backend = _attention(bench, where)
   if backend:
@@ -95,7 +94,11 @@ def estimate_step(request: Mapping[str, Any]) -> dict[str, Any]:
     batch_size = change.get("batch_size", bench.batch_size)
     accumulate = change.get("accumulate", config.get("accumulate", 1))
     remat = change.get("model.remat", getattr(bench.model, "remat", None))
-    draw, each = executed(remat)
+    try:
+      draw, each = executed(remat)
+    except UserError as error:  # a family without remat
+      answers.append({"change": change, "error": str(error)})
+      continue
     hbm = estimate.memory(
       bench, mesh, batch_size=batch_size, accumulate=accumulate,
       kept=kept(remat), whole=kept(None),
@@ -108,7 +111,7 @@ def estimate_step(request: Mapping[str, Any]) -> dict[str, Any]:
     answers.append({
       **summary(
         bench, where, each * batch_size, hbm, found, draw, mesh=mesh,
-        batch_size=batch_size, remat=remat,
+        batch_size=batch_size, accumulate=accumulate, remat=remat,
       ),
       "change": change, "data": data, "method": "analysis",
       "compile_seconds": None,
@@ -161,7 +164,7 @@ def candidates(
   return [
     {"mesh": mesh, "batch_size": bench.batch_size * k}
     | ({"model.remat": remat} if len(remats) > 1 else {})
-    for mesh in estimate.meshes(bench, where)
+    for mesh in estimate.meshes(bench, where.devices, where.slices)
     for k in (1, 2, 4)
     for remat in remats
   ]
@@ -171,8 +174,11 @@ def built(
   config: Any, devices: Any, request: Mapping[str, Any]
 ) -> tuple[bench_lib.Bench, dict[str, Any]]:
   """The bench of a config, with its data or what stands in for them."""
-  source, data = stand_in(config, request)
-  bench = bench_lib.build(config, devices=devices, source=source)
+  source, data = plan_data.source(config, request)
+  try:
+    bench = bench_lib.build(config, devices=devices, source=source)
+  except AxisError as error:
+    raise UserError(f"{error}{_way_out(config, devices, source)}") from error
   ways = math.prod(bench.mesh.shape[axis] for axis in mesh_lib.DATA)
   ways *= config.get("accumulate", 1)
   if bench.batch_size % ways:
@@ -185,59 +191,19 @@ def built(
   return bench, data
 
 
-_sources: dict[str, Any] = {}
-
-
-def stand_in(config: Any, request: Mapping[str, Any]) -> tuple[Any, dict]:
-  """The config's training data if they are here, else images of zeros.
-
-  How many there are and of how many classes say, in this order, the request,
-  the data, and the config file's `DATA`.
-  """
-  asked = dict(config.data)
-  key = json.dumps([asked, config.train.get("split", "train")], default=str)
-  if key in _sources:
-    return _sources[key]
-  given = {k: request[k] for k in ("classes", "examples") if request.get(k)}
-  name, found, missing = asked.pop("source"), None, None
-  asked.pop("check", None)  # decoding every file tells nothing new
-  if len(given) < 2:
-    try:
-      found = sources.make(
-        name, split=config.train.get("split", "train"), **asked
-      )
-    except UserError as error:
-      missing = error
-      path = config_lib.find(request["config"].partition(":")[0], "configs")
-      known = getattr(config_lib.load_module(path), "DATA", {})
-      given = {**known, **given}
-  if found is None and len(given) < 2:
-    raise UserError(
-      f"{missing}; to plan without the data say --classes and --examples"
-    )
-  if found is None:
-    channels = asked.get("channels", 3)
-    found = source_lib.Source(
-      images=functools.partial(_blank, channels),
-      label=np.zeros(given["examples"], np.int32),
-      class_names=tuple(str(i) for i in range(given["classes"])),
-      shape=None,
-      mean=tuple(asked.get("mean") or (0.5,) * channels),
-      std=tuple(asked.get("std") or (0.5,) * channels),
-      fingerprint="not here",
-    )
-  data = {
-    "here": not given or (missing is None and len(given) < 2),
-    "classes": found.classes,
-    "examples": len(found),
-  }
-  _sources[key] = found, data
-  return found, data
-
-
-def _blank(channels: int, indices: np.ndarray) -> list[np.ndarray]:
-  image = np.zeros((PIXELS, PIXELS, channels), np.uint8)
-  return [image] * len(indices)
+def _way_out(config: Any, devices: Any, source: Any) -> str:
+  """A mesh in which the config's dimensions divide, as a hint."""
+  config = changed(config, {"mesh": {"replica": -1}, "rules": {}})
+  try:
+    bench = bench_lib.build(config, devices=devices, source=source)
+  except UserError:
+    return ""
+  slices = len({getattr(d, "slice_index", 0) or 0 for d in devices})
+  most = estimate.meshes(bench, len(devices), slices)[-1]["fsdp"]
+  return (
+    f"; of {len(devices)} devices this model can be split over {most}:"
+    f" mesh.replica=-1 mesh.fsdp={most}, or let --search choose"
+  )
 
 
 def _attention(
@@ -319,12 +285,13 @@ def summary(
     hbm: bytes of a device.
     found: collectives of a device.
     draw: what was drawn.
-    **change: mesh, batch_size and remat, where not the bench's own; the run
-      then sees as many examples.
+    **change: mesh, batch_size, accumulate and remat, where not the bench's
+      own; the run then sees as many examples.
   """
   own = {
     "mesh": dict(bench.mesh.shape),
     "batch_size": bench.batch_size,
+    "accumulate": bench.config.get("accumulate", 1),
     "remat": getattr(bench.model, "remat", None),
   } | change
   batch_size = own["batch_size"]

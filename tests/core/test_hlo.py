@@ -137,6 +137,26 @@ def test_what_the_tpu_compiler_makes_of_them():
   assert "all-reduce" not in found
 
 
+SLICES = """HloModule step
+
+ENTRY %main (x: f32[256]) -> f32[256] {
+  %send.1 = (f32[16,8]{1,0:T(8,128)}, u32[], token[]) send(%x, %after), channel_id=4, is_host_transfer=true, frontend_attributes={_xla_host_transfer_rendezvous="all-reduce.7_0",_xla_megascale_target="{1,2}x{0:3}",_xla_megascale_transfer_type="ALL_REDUCE"}
+  %send-done.1 = token[] send-done(%send.1), channel_id=4, is_host_transfer=true
+  %plain = (f32[16,8]{1,0:T(8,128)}, u32[], token[]) send(%x, %after), channel_id=5, is_host_transfer=true
+}
+"""  # noqa: E501
+
+
+def test_transfers_between_slices():
+  found = hlo.collectives(SLICES, devices=8, island=4)
+  assert list(found) == ["dcn-all-reduce"]
+  total = found["dcn-all-reduce"]
+  assert (total.count, total.bytes) == (1, 512)
+  assert total.wire_bytes == total.far_bytes == 512
+  three = hlo.collectives(SLICES, devices=12, island=4)["dcn-all-reduce"]
+  assert three.far_bytes == pytest.approx(512 * 4 / 3)
+
+
 PROGRAM = """
 import json
 import jax, jax.numpy as jnp

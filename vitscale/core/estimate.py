@@ -236,14 +236,15 @@ def _total(kind, size, group, stride, mesh, topology: Topology) -> Total:
 # --------------------------------------------------------------------- meshes
 
 
-def meshes(bench: Any, topology: Topology) -> list[dict[str, int]]:
+def meshes(bench: Any, devices: int, slices: int) -> list[dict[str, int]]:
   """Shapes replica x fsdp over all devices that this model can be split in.
 
-  A replica never spans slices; on GPUs it may span nodes.
+  In rising order of fsdp. A replica never spans slices, but may span nodes of
+  GPUs.
   """
-  most = topology.devices // topology.slices
+  most = devices // slices
   return [
-    {"replica": topology.devices // fsdp, "fsdp": fsdp, **_WHOLE}
+    {"replica": devices // fsdp, "fsdp": fsdp, **_WHOLE}
     for fsdp in (2**k for k in range(most.bit_length()))
     if most % fsdp == 0 and _divides(bench, fsdp)
   ]

@@ -9,6 +9,10 @@ how often they run, from the entry on. Sizes are per device:
                 an all-reduce
     far_bytes   the part of wire_bytes that has to leave the slice, when slices
                 first reduce (or last gather) among themselves
+
+The TPU compiler splits what spans slices into collectives of one slice and
+transfers through the hosts; the latter are kinds of their own, `dcn-all-reduce`
+and so on, whose wire_bytes are all far.
 """
 
 import dataclasses
@@ -96,6 +100,10 @@ class _Reader:
           totals.setdefault(kind, Total()).add(one)
       if kind in KINDS:
         continue
+      if opcode == "send" and "megascale_transfer_type" in line:
+        kind, one = self._transfer(line)
+        totals.setdefault(kind, Total()).add(one)
+        continue
       for role, called in _calls(line):
         inner = self.read(called)
         if not inner:
@@ -147,6 +155,17 @@ class _Reader:
       far = (slices - 1) / slices
     return Total(1, size, size * share, size * far)
 
+  def _transfer(self, line: str) -> tuple[str, Total]:
+    """What a device sends to its fellows in other slices."""
+    found = re.search(r'megascale_transfer_type="(\w+)"', line)
+    kind = found[1].lower().replace("_", "-")
+    size = _sizes(line.partition(" = ")[2].partition(" send(")[0])[0]
+    slices = self.devices // self.island
+    share = (slices - 1) / slices
+    shares = {"all-reduce": 2 * share, "all-gather": slices - 1.0}
+    far = size * shares.get(kind, share if "-to-" not in kind else 1.0)
+    return f"dcn-{kind}", Total(1, size, far, far)
+
   def _group(self, kind: str, rest: str) -> tuple[int, int]:
     """Members of a group, and over how many slices they lie."""
     if kind == "collective-permute":
@@ -167,7 +186,7 @@ class _Reader:
     condition = dict(_calls(line)).get("condition", "")
     limits = []
     for test in self.bodies.get(condition, ()):
-      limits += re.findall(r"s32\[\]\S* constant\((\d+)\)", test)
+      limits += re.findall(r"[su]32\[\]\S* constant\((\d+)\)", test)
     if len(limits) == 1:
       return int(limits[0])
     raise ValueError(f"loop of unknown length with collectives: {line[:80]}")
