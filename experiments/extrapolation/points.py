@@ -1,4 +1,4 @@
-"""The curves: the benchmark of 92, and language-model curves as the control."""
+"""The curves: the benchmark of 92, and language-model curves as controls."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -79,6 +79,30 @@ def control(
       left[name] = f"{len(near_x)} different x to fit, {NEEDS} are needed"
       continue
     found.append(Curve(name, near_x, y[near][first], x[half:], y[half:]))
+  return found, left
+
+
+def unseen(file: Path) -> tuple[list[Curve], dict[str, str]]:
+  """Error of six tasks over the training of six OPT models; halves, as above.
+
+  Returns:
+    The curves "model / task", and why others were left out.
+  """
+  table = ingest.read_files([file])
+  found, left = [], {}
+  for task in (c for c in table if c.startswith("bigbench__")):
+    for model in dict.fromkeys(table["model_name"].tolist()):
+      name = f"{model} / {task.removeprefix('bigbench__')}"
+      mine = table["model_name"] == model
+      x, y = table["tokens"][mine], 1 - table[task][mine] / 100
+      good = np.isfinite(x) & np.isfinite(y) & (x > 0) & (y > 0)
+      order = np.argsort(x[good], kind="stable")
+      x, y = x[good][order], y[good][order]
+      half = len(x) // 2
+      if half < NEEDS:
+        left[name] = f"{half} points to fit, {NEEDS} are needed"
+        continue
+      found.append(Curve(name, x[:half], y[:half], x[half:], y[half:]))
   return found, left
 
 

@@ -47,6 +47,13 @@ def folder(tmp_path_factory):
   made["lambda-1B"] = made["m0"]
   made["short"] = made["m0"][:, :9]
   np.savez(folder / "colpret.npz", **made)
+  with open(folder / "opt.csv", "w", newline="") as file:
+    rows = csv.writer(file)
+    rows.writerow(["model_name", "tokens", "bigbench__a", "bigbench__b"])
+    for i, model in enumerate(("small", "large")):
+      for x, y in zip(*curve(0.4, i)):
+        rows.writerow([model, x, 100 * (1 - y), 100 * (1 - y / 2)])
+    rows.writerow(["tiny", 1e6, 10, 20])
   return folder
 
 
@@ -113,6 +120,16 @@ def test_control_takes_thirds_and_says_what_it_leaves_out(folder):
   found, left = points.control(folder / "colpret.npz", 1)
   assert [c.name for c in found] == ["m0", "m3"]
   assert left == {"short": "4 different x to fit, 6 are needed"}
+
+
+def test_unseen_curves_are_errors_of_each_model_and_task(folder):
+  found, left = points.unseen(folder / "opt.csv")
+  names = [f"{m} / {task}" for task in "ab" for m in ("small", "large")]
+  assert [c.name for c in found] == names
+  y = curve(0.4, 0)[1]
+  assert found[0].y == pytest.approx(y[: len(found[0].y)])
+  assert found[0].x.max() < found[0].far_x.min()
+  assert set(left) == {"tiny / a", "tiny / b"}
 
 
 def test_agreement_is_two_units_or_a_per_cent():
