@@ -198,7 +198,7 @@ def test_patch_that_does_not_divide_photos(command, tmp_path):
 
 def test_workdir_of_another_config(command, tmp_path):
   """The difference is shown and nothing in the workdir changes."""
-  from vitscale import train
+  from vitscale import record
   from vitscale.core import config as config_lib
 
   config = config_lib.load("vit_fashion:runlocal")
@@ -211,7 +211,7 @@ def test_workdir_of_another_config(command, tmp_path):
   }
   (workdir / "run.json").write_text(json.dumps(run))
   before = (workdir / "run.json").read_bytes()
-  assert train.claim(workdir, config)["status"] == "running"  # it is ours
+  assert record.claim(workdir, config)["status"] == "running"  # it is ours
   text = command("vit_fashion:runlocal", "optim.lr=0.5", workdir="old")
   assert "old belongs to another config (optim.lr: 0.001 -> 0.5)" in text
   assert [p.name for p in workdir.iterdir()] == ["run.json"]

@@ -5,6 +5,7 @@ run that was never stopped, wall-clock figures apart.
 """
 
 import re
+import shutil
 import signal
 
 import numpy as np
@@ -139,6 +140,78 @@ def test_disk_full_while_a_checkpoint_is_written(tmp_path):
   for folder in (workdir, other):
     assert cli.main([*map(str, args), str(folder)]) == 0
   assert_same_run(workdir, other)
+
+
+def test_a_disk_that_was_full_for_a_while(tmp_path):
+  """Full from step 5 to 10: the save at 8 fails, the one at 10 replaces it."""
+  changes = ["total_steps=12", "checkpoint.every_steps=4"]
+  config = config_file(
+    tmp_path,
+    "config.evals.val.name = 'tests.toy_disk';"
+    " config.evals.val.every_steps = 5",
+  )
+  workdir, other = tmp_path / "run", tmp_path / "whole"
+  args = ["train", config, *changes, "--json", "--workdir"]
+  full = {"FULL": str(workdir / "checkpoints"), "FREED": "1"}
+  process = command(*args, workdir, **full)
+  assert process.returncode == 0, process.stderr
+  said = re.findall("^warning: .*", process.stderr, re.MULTILINE)
+  assert len(said) == 1 and said[0].endswith("trying again"), process.stderr
+  assert str(workdir / "checkpoints" / "8") in said[0]
+  assert 8 not in complete(workdir) and complete(workdir)[-1] == 12
+  assert cli.main([*map(str, args), str(other)]) == 0
+  assert_same_run(workdir, other)
+
+
+def spoil(workdir, step):
+  """Changes a byte in the middle of a step's largest file."""
+  files = (workdir / "checkpoints" / str(step) / "state").rglob("*")
+  path = max(files, key=lambda p: p.stat().st_size)
+  data = bytearray(path.read_bytes())
+  data[len(data) // 2] ^= 1
+  path.write_bytes(bytes(data))
+
+
+def test_a_rotten_checkpoint_costs_only_time(whole, tmp_path, capfd):
+  workdir = tmp_path / "run"
+  assert stopped(workdir, "SIGKILL", at=6, checkpoints=2) == -9
+  *before, last = complete(workdir)
+  spoil(workdir, last)
+  seen = finish(toys.everything(), workdir)
+  assert seen[0] == before[-1] + 2  # from the step before it
+  assert "is damaged" in capfd.readouterr().err
+  assert (workdir / "checkpoints" / f"{last}.bad").is_dir()
+  assert_same_run(workdir, whole)
+
+
+def test_nothing_to_trust_does_not_begin_anew(tmp_path, capfd):
+  workdir = tmp_path / "run"
+  assert stopped(workdir, "SIGKILL", at=4, checkpoints=1) == -9
+  spoil(workdir, 2)
+  rows = (workdir / "metrics.jsonl").read_bytes()
+  for _ in range(2):
+    with pytest.raises(UserError, match=r"can be verified \(2.bad damaged\)"):
+      train(toys.everything(), workdir)
+  assert (workdir / "metrics.jsonl").read_bytes() == rows
+
+
+def test_a_checkpoint_of_another_model_shows_the_difference(whole, tmp_path):
+  """A folder copied by hand: run.json of one run, checkpoints of another."""
+  other, config = tmp_path / "other", toys.everything()
+  config.model.width = 24
+  with pytest.raises(KeyboardInterrupt):
+    train(config, other, report=lambda _: interrupt())
+  shutil.copytree(whole / "checkpoints", other / "checkpoints")
+  with pytest.raises(UserError) as error:
+    train(config, other)
+  said = str(error.value)
+  assert "doesn't fit this model" in said and "~ema/" in said
+  assert "[16" in said and "-> [[" in said and said.count("\n") == 0
+  assert complete(other) == complete(whole)  # nothing was renamed
+
+
+def interrupt():
+  raise KeyboardInterrupt
 
 
 def test_nan_names_the_checkpoint_before_it(tmp_path, capfd):

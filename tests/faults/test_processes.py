@@ -1,6 +1,5 @@
 """`vitscale train` as several real processes over gloo, and what ends them."""
 
-import contextlib
 import json
 import os
 import re
@@ -13,7 +12,7 @@ import time
 import numpy as np
 import pytest
 
-from tests.faults.trials import reached
+from tests.faults.trials import marker, reached
 from tests.runs import ROOT, command, complaint, complete, python
 from vitscale.core.log import read_json, read_rows
 
@@ -62,7 +61,7 @@ def start(place, workdir, count, *changes, devices=4):
       env={
         **os.environ, "PYTHONPATH": path,
         "JAX_NUM_CPU_DEVICES": str(devices // count),
-        "EVALUATING": str(workdir.with_suffix(".evaluating")),
+        "EVALUATING": str(marker(workdir)),
       },
     )
     for index in range(count)
@@ -71,21 +70,23 @@ def start(place, workdir, count, *changes, devices=4):
 
 def ended(processes, seconds=300):
   """[(exit code, stdout, stderr)] of all; none outlives this."""
-  try:
-    out = [process.communicate(timeout=seconds) for process in processes]
-  finally:
-    for process in processes:
-      with contextlib.suppress(ProcessLookupError):
-        process.kill()
+  deadline, out = time.monotonic() + seconds, []
+  for process in processes:
+    try:
+      left = max(deadline - time.monotonic(), 0.1)
+      out.append(process.communicate(timeout=left))
+    except subprocess.TimeoutExpired:
+      process.kill()
+      out.append(process.communicate())
   return [(p.returncode, *o) for p, o in zip(processes, out)]
 
 
 def wait_for(condition, processes):
   deadline = time.monotonic() + 240
   while not condition():
-    assert time.monotonic() < deadline, "never came to it"
-    if any(p.poll() is not None for p in processes):
-      raise AssertionError(ended(processes))
+    late = time.monotonic() > deadline
+    if late or any(p.poll() is not None for p in processes):
+      raise AssertionError(("never came to it", ended(processes, 1)))
     time.sleep(0.002)
 
 

@@ -57,10 +57,15 @@ def reached(phase: str, workdir: Path, began: float, rows: int) -> bool:
   if phase == "step":
     return count_rows(workdir) > rows
   if phase == "eval":
-    return Path(os.environ["EVALUATING"]).exists()
+    return marker(workdir).exists()
   if phase == "save":
     return any(workdir.glob("checkpoints/*/*orbax-checkpoint-tmp*"))
   return time.time() - began > float(phase)
+
+
+def marker(workdir: Path) -> Path:
+  """There while tests.toy_slow_eval evaluates."""
+  return workdir.with_suffix(".evaluating")
 
 
 def count_rows(workdir: Path) -> int:
@@ -70,7 +75,7 @@ def count_rows(workdir: Path) -> int:
 
 def strike(config, workdir, signum, phase, log) -> tuple[int | None, bool]:
   """(exit code, whether the signal was sent) of one trainer."""
-  Path(os.environ["EVALUATING"]).unlink(missing_ok=True)
+  marker(workdir).unlink(missing_ok=True)
   for left in workdir.glob("checkpoints/*/*orbax-checkpoint-tmp*"):
     left.rename(left.with_name("state.old"))  # of the trainer before
   began, rows = time.time(), count_rows(workdir)
@@ -88,7 +93,7 @@ def main(config: str, workdir: str, name: str, seed: str, *phases: str) -> None:
   workdir, draw = Path(workdir), random.Random(int(seed))
   workdir.parent.mkdir(parents=True, exist_ok=True)
   log, trials = workdir.with_suffix(".log"), []
-  os.environ["EVALUATING"] = str(workdir.with_suffix(".evaluating"))
+  os.environ["EVALUATING"] = str(marker(workdir))
   signum, code = signal.Signals[name], None
   for phase in phases:
     if phase == "random":

@@ -25,6 +25,8 @@ from vitscale.core.errors import UserError
 from vitscale.core.manifest import MANIFEST as MANIFEST
 from vitscale.core.manifest import Damaged
 
+COMMIT = "checkpoint-commit"  # the thread that waits for a save
+
 Say = Callable[[str], None]
 
 
@@ -116,7 +118,7 @@ class CheckpointStore:
     }
     manifest = {**meta, "step": step, "leaves": entries}
     self._commit = threading.Thread(
-      target=self._finish, args=(path, manifest), daemon=True
+      target=self._finish, args=(path, manifest), name=COMMIT, daemon=True
     )
     self._commit.start()
 
