@@ -108,32 +108,27 @@ def _search(ask: Ask, where: topology_lib.Topology, say: Say) -> dict[str, Any]:
   good = [a for a in answers if "error" not in a]
   if not good:
     raise UserError(answers[0]["error"] if answers else "no mesh to try")
-  slack = 1.25 if where.is_tpu else 1.0  # the arithmetic is that rough
-  likely = [a for a in good if a["hbm"]["total"] <= slack * a["hbm"]["limit"]]
-  if not likely:
-    least = min(good, key=lambda a: a["hbm"]["total"])
-    return {**least, "fits": False, "candidates": len(good), "compiled": 0,
-            "remedy": _too_big(where, least)}  # fmt: skip
-  likely.sort(key=_rank)
-  say(
-    f"{len(answers)} candidates, {len(likely)} may fit; compiling"
-    f" {min(COMPILES, len(likely))} at most"
-  )
-  tried = []
-  for answer in likely[:COMPILES]:
-    result = answer
-    if where.is_tpu:
-      result = _one(ask, where, answer["change"])
-      say(f"{_change_text(answer['change'])}: {fit_text(result)}")
+  good.sort(key=_rank)
+  least = min(good, key=lambda a: a["hbm"]["total"])
+  scale = 0.8 if where.is_tpu else 1.0  # the arithmetic may say too much
+  tried: list[dict[str, Any]] = []
+  for answer in good:
+    guess, limit = answer["hbm"]["total"] * scale, answer["hbm"]["limit"]
+    if guess > limit or len(tried) == COMPILES:
+      continue
+    result = _one(ask, where, answer["change"]) if where.is_tpu else answer
     tried.append(result)
+    say(f"{_change_text(answer['change'])}: {fit_text(result)}")
     if result["fits"]:
       break
-  best = tried[-1]
-  best |= {"candidates": len(answers), "compiled": len(tried)}
+    scale = max(scale, result["hbm"]["total"] / answer["hbm"]["total"])
+  best = tried[-1] if tried else least
+  best |= {"candidates": len(answers), "compiled": len(tried) * where.is_tpu}
   if not best["fits"]:
     best["remedy"] = (
-      f"none of the {len(tried)} most promising candidates fit; least memory:"
-      f" {_change_text(min(likely, key=lambda a: a['hbm']['total'])['change'])}"
+      f"none of {len(answers)} candidates is known to fit ({len(tried)} tried);"
+      f" least memory by arithmetic: {_change_text(least['change'])},"
+      f" {fit_text(least)}"
     )
   return best
 
@@ -240,7 +235,7 @@ def run_worker(
     UserError: what the worker complained of, its crash, or the time limit.
   """
   worker = subprocess.Popen(
-    [sys.executable, "-m", "vitscale.plan_worker"],
+    [sys.executable, "-P", "-m", "vitscale.plan_worker"],
     stdin=subprocess.PIPE,
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
