@@ -2,6 +2,17 @@
 
 from vitscale import laws
 fit = laws.fit(laws.power_constant("p", exponent=(0, 4)), rows, groups="run")
+
+Where things are:
+  the laws     forms, single, joint, registry; yours: expression, formula
+  one fit      fit, frame (scaling), starts, solve, vertex, objective, diagnose
+  intervals    resampling, intervals, delta, profile; simulate (known truth)
+  forecasts    validate, select, mixture, scales, forecast; extrapolate (--law
+               auto), released (M1 to M4), curves (has a run flattened?)
+  decisions    allocate, star (shapes), next_runs, information, verdict;
+               approaches: envelope (1, ladder), isoflop (2, levels), optima
+  files        from_files (vitscale fit), prepare, curation, ingest, logs,
+               table, extras, report, card, fit_page
 """
 
 from vitscale.laws.allocate import Allocation, allocate, compute_ratio
