@@ -10,6 +10,7 @@ The state is a plain tree, so that Orbax keeps it and a mesh shards it:
     window            sums of the metrics since the last log row, and a count
     first_bad         first step with a loss or gradient that was not finite,
                       -1 while none
+    guard             counters of dropped batches, where core/guard.py is on
 
 Seed and learning rates are inputs of the step, so that a sweep over them
 shares one compiled program.

@@ -177,6 +177,8 @@ def train(
           store.save(step, state, {"config_digest": run["config_digest"]})
         if stopping and not last:
           status = "interrupted"
+          if counts["streak"]:
+            ledger.warn("stopped without a save: the last batches were bad")
           break
       watchdog.beat("checkpoint", slow=True)
       finish(store, ledger, status)

@@ -12,8 +12,11 @@ import time
 import numpy as np
 import pytest
 
+from tests import toys
 from tests.faults.trials import marker, reached
 from tests.runs import ROOT, command, complaint, complete, python
+from tests.toy_poison import poisoned
+from vitscale.core import config as config_lib
 from vitscale.core.log import read_json, read_rows
 
 CONFIG = """
@@ -41,25 +44,24 @@ def free_port():
     return probe.getsockname()[1]
 
 
-def args(place, workdir, *changes):
-  return ["train", place / "config.py", "--workdir", workdir, "--json"] + [
-    *changes
-  ]
+def args(place, workdir, *changes, config="config.py"):
+  return ["train", place / config, "--workdir", workdir, "--json", *changes]
 
 
-def start(place, workdir, count, *changes, devices=4):
+def start(place, workdir, count, *changes, devices=4, config="config.py"):
   """`count` trainers with `devices` fake devices in all."""
   path = os.pathsep.join([str(ROOT), *filter(None, sys.path)])
   address = f"localhost:{free_port()}"
   return [
     subprocess.Popen(
       [sys.executable, "-m", "vitscale.cli"]
-      + [str(a) for a in args(place, workdir, *changes)]
+      + [str(a) for a in args(place, workdir, *changes, config=config)]
       + ["--coordinator", address, "--num-processes", str(count)]
-      + ["--process-id", str(index), "--dist-timeout", "120"],
+      + ["--process-id", str(index), "--dist-timeout", "120"]
+      + ["watchdog.seconds=120"] * ("watchdog" not in " ".join(changes)),
       stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
       env={
-        **os.environ, "PYTHONPATH": path,
+        **os.environ, "PYTHONPATH": path, "PYTHONFAULTHANDLER": "1",
         "JAX_NUM_CPU_DEVICES": str(devices // count),
         "EVALUATING": str(marker(workdir)),
       },
@@ -79,6 +81,13 @@ def ended(processes, seconds=300):
       process.kill()
       out.append(process.communicate())
   return [(p.returncode, *o) for p, o in zip(processes, out)]
+
+
+def fine(found, code=0):
+  """All ended with `code`; what everyone said otherwise."""
+  assert [f[0] for f in found] == [code] * len(found), "\n\n".join(
+    f"process {i}: {f[0]}\n{f[2][-2000:]}" for i, f in enumerate(found)
+  )
 
 
 def wait_for(condition, processes):
@@ -125,7 +134,7 @@ def assert_same_losses(workdir, alone):
   assert [r["step"] for r in got] == [r["step"] for r in want]
   for a, b in zip(got, want):
     assert a.keys() == b.keys()
-    np.testing.assert_allclose([*a.values()], [*b.values()], rtol=1e-5)
+    np.testing.assert_allclose([*a.values()], [*b.values()], rtol=1e-4)
 
 
 def struck(place, name, count, phase, victim=0):
@@ -134,8 +143,7 @@ def struck(place, name, count, phase, victim=0):
   processes = start(place, workdir, count)
   wait_for(lambda: reached(phase, workdir, began, 0), processes)
   processes[victim].send_signal(signal.SIGTERM)
-  for code, _, err in ended(processes):
-    assert code == 75, err[-3000:]
+  fine(ended(processes), 75)
   run = read_json(workdir / "run.json")
   assert run["status"] == "interrupted" and run["processes"] == count
   assert complete(workdir)[-1] == run["step"] < 8  # saved within its grace
@@ -145,8 +153,8 @@ def struck(place, name, count, phase, victim=0):
 def test_two_processes_terminated_and_resumed(place, alone):
   workdir = struck(place, "two", 2, "step", victim=1)
   found = ended(start(place, workdir, 2))
-  for index, (code, out, err) in enumerate(found):
-    assert code == 0, err[-3000:]
+  fine(found)
+  for index, (_, out, err) in enumerate(found):
     assert f"explicit: process {index} of 2, 2 of 4 devices" in err
     assert bool(out) == (index == 0)  # one object, from one of them
   result = json.loads(found[0][1])
@@ -160,8 +168,7 @@ def test_two_processes_terminated_and_resumed(place, alone):
 @pytest.mark.parametrize("victim", [0, 1])
 def test_two_processes_terminated_in(place, alone, phase, victim):
   workdir = struck(place, f"{phase}{victim}", 2, phase, victim)
-  for code, _, err in ended(start(place, workdir, 2)):
-    assert code == 0, err[-3000:]
+  fine(ended(start(place, workdir, 2)))
   assert_same_losses(workdir, alone)
 
 
@@ -174,9 +181,28 @@ def test_four_processes_and_back_to_one(place, alone):
   process = command(*args(place, workdir), JAX_NUM_CPU_DEVICES="2")
   assert process.returncode == 0, process.stderr[-3000:]
   assert_same_losses(workdir, alone)
-  for code, _, err in ended(start(place, place / "four-whole", 4)):
-    assert code == 0, err[-3000:]
+  fine(ended(start(place, place / "four-whole", 4)))
   assert_same_losses(place / "four-whole", alone)
+
+
+@pytest.mark.slow
+def test_two_processes_roll_back_together(place):
+  """As tests/faults/test_not_finite.py, where one process does."""
+  made = toys.config()
+  made.guard = {"max_skips": 2}
+  text = json.dumps(config_lib.to_dict(poisoned(made, 5, 6)))
+  (place / "bad.py").write_text(
+    "import json\n\nfrom ml_collections import ConfigDict\n\n\n"
+    f"def get_config(arg=None):\n  return ConfigDict(json.loads({text!r}))\n"
+  )
+  fine(ended(start(place, place / "back2", 2, config="bad.py")))
+  process = command(
+    *args(place, place / "back1", config="bad.py"), JAX_NUM_CPU_DEVICES="4"
+  )
+  assert process.returncode == 0, process.stderr[-3000:]
+  run = read_json(place / "back2" / "run.json")
+  assert run["rollbacks"] == 1 and run["skipped_batches"] == 2
+  assert_same_losses(place / "back2", place / "back1")
 
 
 @pytest.mark.slow
@@ -189,6 +215,7 @@ def test_a_stuck_peer_ends_by_the_watchdog(place):
   began = time.monotonic()
   _, err = processes[0].communicate(timeout=120)
   waited = time.monotonic() - began
+  processes[1].kill()
   ended(processes)
   assert processes[0].returncode == 75, err[-3000:]
   assert re.search(r"^vitscale: stuck: nothing finished for \d+ s", err, re.M)
@@ -205,8 +232,7 @@ def test_a_killed_peer_ends_the_others_and_the_run_goes_on(place, alone):
   processes[1].kill()
   (code, _, err), _ = ended(processes)
   assert code != 0, err[-3000:]
-  for code, _, err in ended(start(place, workdir, 2)):
-    assert code == 0, err[-3000:]
+  fine(ended(start(place, workdir, 2)))
   assert_same_losses(workdir, alone)
 
 
