@@ -91,10 +91,13 @@ def train(
     keep_every=options.get("keep_every", 0),
     say=ledger.warn,
   )
-  if store.prepare():
-    state, _ = store.resume(bench.abstract)
-  else:
-    state = bench.init(seed)
+  try:
+    resumes = store.prepare()
+    state = store.resume(bench.abstract)[0] if resumes else bench.init(seed)
+  except UserError:
+    if lock:
+      lock.close()
+    raise
   step, data_step = int(state["step"]), int(state["data_step"])
   counts = guard.read(state)
   log = Log(workdir, upto=data_step, mirrors=config.get("log", {}), write=main)
