@@ -97,7 +97,9 @@ def build(
     raise UserError(f"batch_size={batch_size!r}: should be 1 or more")
   mesh = topology.make_mesh(read.group("mesh").kwargs() or None, devices)
   asked = read.group("rules")
-  rules = sharding.RULES.override(asked.get("params"), asked.get("activations"))
+  rules = sharding.RULES.override(
+    asked.get("params"), asked.get("activations"), asked.get("context")
+  )
   make = sources.make if source is None else lambda *_, **__: source
   source, batches, batch = _train_data(read, make, batch_size, mesh, rules)
 

@@ -207,16 +207,16 @@ def batches_are_split():
 def activations_that_do_not_divide_raise():
   with sharding.use(sharding.make_mesh({"fsdp": 2, "sequence": 4})):
     assert sharding.ways("sequence") == 4 and sharding.ways("batch") == 2
-    x = jnp.ones((2, 197, 8))
+    x = jnp.ones((5, 197, 8))
     try:
       sharding.constrain(x, "batch", "sequence", "embed")
     except AxisError as error:
-      assert "'sequence' = 197" in str(error), error
-      assert "nearest 196 or 200" in str(error), error
+      assert "'batch' = 5" in str(error), error
+      assert "nearest 4 or 6" in str(error), error
     else:
-      raise AssertionError("197 tokens over 4")
-    one = sharding.constrain(x[:1, :4], "batch", "sequence", "embed")
-    assert one.shape == (1, 4, 8)  # init with one example
+      raise AssertionError("5 examples over 2")
+    one = sharding.constrain(x[:1], "batch", "sequence", "embed")
+    assert one.shape == (1, 197, 8)  # init with one example; uneven tokens
     both = sharding.RULES.override(activations={"embed": "fsdp"})
   with sharding.use(sharding.make_mesh(), both):
     try:

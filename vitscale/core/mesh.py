@@ -22,6 +22,13 @@ MESH_AXES: dict[str, str] = {
   "sequence": "tokens of one example split",
 }
 
+# How attention sees all tokens where `sequence` splits them: nn/context.py.
+CONTEXTS: dict[str, str] = {
+  "gather": "every device gets all keys and values",
+  "ring": "keys and values travel from device to device",
+  "ulysses": "tokens are exchanged for heads",
+}
+
 MeshAxes = str | tuple[str, ...] | None
 
 DATA: tuple[str, ...] = ("replica", "fsdp")
@@ -32,19 +39,25 @@ class Rules:
   """Role -> mesh axes, for parameters and for activations.
 
   A role that is not listed is not split. `asked` holds the parameter roles a
-  user named: each of them has to exist in the model.
+  user named: each of them has to exist in the model. `context` is a key of
+  CONTEXTS.
   """
 
   params: Mapping[str, MeshAxes]
   activations: Mapping[str, MeshAxes]
   asked: frozenset[str] = frozenset()
+  context: str = "gather"
 
   def override(
     self,
     params: Mapping[str, MeshAxes] | None = None,
     activations: Mapping[str, MeshAxes] | None = None,
+    context: str | None = None,
   ) -> "Rules":
-    """These rules with some replaced; unknown roles or mesh axes raise."""
+    """These rules with some replaced; unknown names raise."""
+    context = self.context if context is None else context
+    if context not in CONTEXTS:
+      raise UserError(f"rules.context={context!r}{nearest(context, CONTEXTS)}")
     params, activations = dict(params or {}), dict(activations or {})
     for key, value in (*params.items(), *activations.items()):
       if key not in ROLES:
@@ -58,6 +71,7 @@ class Rules:
       {**self.params, **params},
       {**self.activations, **activations},
       self.asked | set(params),
+      context,
     )
 
 

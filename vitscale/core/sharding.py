@@ -80,13 +80,32 @@ def current() -> Scope | None:
 
 
 def ways(name: str) -> int:
-  """Into how many pieces an activation axis is split here (1: it is not)."""
+  """Into how many pieces an activation axis is split here (1: it is not).
+
+  Inside a shard_map, what it has split already does not count.
+  """
+  return math.prod(_scope.get().mesh.shape[axis] for axis in over(name))
+
+
+def over(name: str) -> tuple[str, ...]:
+  """The mesh axes that split an activation axis here, see `ways`."""
+  axes_lib.check_name(name)
   scope = _scope.get()
   if scope is None or scope.mesh is None:
-    return 1
-  axes_lib.check_name(name)
-  axes = axis_tuple(scope.rules.activations.get(axes_lib.role(name)))
-  return math.prod(scope.mesh.shape[axis] for axis in axes)
+    return ()
+  free = _free()
+  rule = scope.rules.activations.get(axes_lib.role(name))
+  return tuple(axis for axis in axis_tuple(rule) if axis in free)
+
+
+def _free() -> set[str]:
+  """Mesh axes that are not manual: inside a shard_map some are."""
+  context = jax.sharding.get_abstract_mesh()
+  return {
+    axis
+    for axis, kind in zip(context.axis_names, context.axis_types)
+    if kind == AxisType.Auto
+  }
 
 
 # -------------------------------------------------------------- activations
@@ -103,7 +122,8 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
   Raises:
     AxisError: unknown name, wrong number of names, one mesh axis for two
       dimensions, or a dimension that does not divide. A dimension of size 1
-      (one example at init, a broadcast) stays whole.
+      (one example at init, a broadcast) stays whole; a sequence may be uneven
+      (the last device has fewer tokens), as a class token makes it odd.
   """
   for name in names:
     if name is not None:
@@ -113,22 +133,14 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
   scope = _scope.get()
   if scope is None or scope.mesh is None:
     return x
-  # Inside a shard_map some mesh axes are manual: they are placed already.
-  context = jax.sharding.get_abstract_mesh()
-  free = {
-    axis
-    for axis, kind in zip(context.axis_names, context.axis_types)
-    if kind == AxisType.Auto
-  }
-  if not free:
+  if not _free():
     return x
   spec, used = [], {}
   for name, size in zip(names, x.shape):
     if name is None:
       spec.append(PartitionSpec.UNCONSTRAINED)
       continue
-    rule = scope.rules.activations.get(axes_lib.role(name))
-    axes = tuple(a for a in axis_tuple(rule) if a in free) if size > 1 else ()
+    axes = over(name) if size > 1 else ()
     for axis in axes:
       if axis in used:
         raise AxisError(
@@ -137,7 +149,10 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
         )
       used[axis] = name
     count = math.prod(scope.mesh.shape[axis] for axis in axes)
-    if size % count:
+    if size % count and axes_lib.role(name) == "sequence":
+      # Only a compiler can place an uneven array.
+      axes = axes if isinstance(x, jax.core.Tracer) else ()
+    elif size % count:
       raise AxisError(
         f"activation {names} of shape {x.shape}: {name!r} = {size} does not"
         f" divide by {_text(axes)} = {count}; nearest {_nearby(size, count)}"

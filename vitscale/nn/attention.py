@@ -8,8 +8,10 @@
 
 Which tokens may see each other is said by `lengths` or `segment_ids`, never
 by a dense mask: a mask of 50,000 x 50,000 would be larger than the model.
+Where a mesh splits the sequence, nn/context.py brings the tokens together.
 """
 
+import functools
 import math
 
 import flax.linen as nn
@@ -19,7 +21,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from vitscale.core import sharding
 from vitscale.core.errors import UserError, nearest
-from vitscale.nn import position, tiled
+from vitscale.nn import context, position, tiled
 from vitscale.nn.linear import Linear
 from vitscale.nn.norm import LayerNorm
 
@@ -130,18 +132,28 @@ def attend(
     segments=segment_ids is not None,
   )
   ids = _ids(q.shape[1], k.shape[1], lengths, segment_ids)
+  run = functools.partial(_run, name)
+  if sharding.ways("sequence") > 1:
+    # A few queries (a pooling head) are whole: their logits may be split.
+    several = q.shape[1] == k.shape[1]
+    run = functools.partial(context.attend, run) if several else _reference
+  return checkpoint_name(run(q, k, v, ids, lengths), tiled.OUT)
+
+
+def _run(name: str, q, k, v, ids, lengths) -> jax.Array:
+  """One back end on what is here; `lengths` are in `ids` too."""
   if name == "reference":
-    out = _reference(q, k, v, ids)
-  elif name == "grouped":
-    out = tiled.grouped(q, k, v, ids)
-  elif name == "xla":
+    return _reference(q, k, v, ids)
+  if name == "grouped":
+    return tiled.grouped(q, k, v, ids)
+  if name == "xla":
     mask = None if ids is None else tiled.mask(*ids)
-    out = jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="xla")
-  elif name == "chunked":
-    out = tiled.chunked(q, k, v, ids)
-  else:
-    out = _cudnn(q, k, v, lengths)
-  return checkpoint_name(out, tiled.OUT)
+    return jax.nn.dot_product_attention(
+      q, k, v, mask=mask, implementation="xla"
+    )
+  if name == "chunked":
+    return tiled.chunked(q, k, v, ids)
+  return _cudnn(q, k, v, lengths)
 
 
 Ids = tuple[jax.Array, jax.Array]
@@ -161,7 +173,7 @@ def _ids(nq, n, lengths, segment_ids) -> Ids | None:
   return of_q, of_k
 
 
-def _reference(q, k, v, ids):
+def _reference(q, k, v, ids, lengths=None):
   logits = jnp.einsum(
     "bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32
   )

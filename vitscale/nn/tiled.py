@@ -134,14 +134,106 @@ def chunked(q, k, v, ids):
   """
   b, nq, _, _ = q.shape
   n = k.shape[1]
-  block = min(BLOCK, n)
-  pad = -n % block
   if ids is None:
     ids = jnp.zeros((b, nq), jnp.int32), jnp.zeros((b, n), jnp.int32)
-  of_q, of_k = ids
+  k, v, of_k, block = in_blocks(k, v, ids[1])
+  return _chunked(q, k, v, ids[0], of_k, block)
+
+
+def in_blocks(k, v, of_k):
+  """k, v, ids padded to whole blocks with keys nobody sees; the block."""
+  block = min(BLOCK, k.shape[1])
+  pad = -k.shape[1] % block
   of_k = jnp.pad(of_k, ((0, 0), (0, pad)), constant_values=NOBODY)
   k, v = (jnp.pad(x, ((0, 0), (0, pad), (0, 0), (0, 0))) for x in (k, v))
-  return _chunked(q, k, v, of_q, of_k, block)
+  return k, v, of_k, block
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+def _chunked(q, k, v, of_q, of_k, block):
+  return _chunked_forward(q, k, v, of_q, of_k, block)[0]
+
+
+def _chunked_forward(q, k, v, of_q, of_k, block):
+  out, lse = finish(absorb(start(q), q, k, v, of_q, of_k, block), q.dtype)
+  return out, (q, k, v, of_q, of_k, out, lse)
+
+
+def _chunked_backward(block, residuals, dout):
+  q, k, v, of_q, of_k, out, lse = residuals
+  dq = jnp.zeros(q.shape, jnp.float32)
+  dq, dk, dv = pull(dq, q, k, v, of_q, of_k, lse, delta(dout, out), dout, block)
+  return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), None, None
+
+
+_chunked.defvjp(_chunked_forward, _chunked_backward)
+
+# The parts, which nn/context.py puts together in a ring of devices: a running
+# softmax that absorbs some keys and then more, and its gradient by keys.
+
+Carry = tuple[jax.Array, jax.Array, jax.Array]
+
+
+def start(q: jax.Array) -> Carry:
+  """Nothing seen yet: (b, h, nq) maximum and sum, (b, h, nq, hd) result."""
+  b, nq, h, hd = q.shape
+  return (
+    jnp.full((b, h, nq), MASKED),
+    jnp.zeros((b, h, nq)),
+    jnp.zeros((b, h, nq, hd)),
+  )
+
+
+def absorb(carry: Carry, q, k, v, of_q, of_k, block: int) -> Carry:
+  """The carry after these keys; n is a multiple of `block`."""
+
+  def step(carry, part):
+    top, total, out = carry
+    k, v, of_k = part
+    s, seen = _logits(q, k, of_q, of_k)
+    s = jnp.where(seen, s, MASKED)
+    new = jnp.maximum(top, s.max(-1))
+    p, fade = jnp.exp(s - new[..., None]), jnp.exp(top - new)
+    total = total * fade + p.sum(-1)
+    more = _dot("bhqk,bkhd->bhqd", p.astype(v.dtype), v)
+    return (new, total, out * fade[..., None] + more), None
+
+  parts = tuple(_blocks(x, block) for x in (k, v, of_k))
+  return jax.lax.scan(step, carry, parts)[0]
+
+
+def finish(carry: Carry, dtype) -> tuple[jax.Array, jax.Array]:
+  """(b, nq, h, hd) result and (b, h, nq) log-sum-exp, named for remat."""
+  top, total, out = carry
+  out = (out / total[..., None]).astype(dtype).swapaxes(1, 2)
+  # Named here too: these are the residuals that a remat policy must see.
+  return checkpoint_name(out, OUT), checkpoint_name(top + jnp.log(total), LSE)
+
+
+def delta(dout, out) -> jax.Array:
+  """(b, h, nq, 1): what the softmax's gradient subtracts."""
+  return _dot("bqhd,bqhd->bhq", dout, out)[..., None]
+
+
+def pull(dq, q, k, v, of_q, of_k, lse, delta, dout, block: int):
+  """Gradients by these keys: `dq` (float32) with theirs added, dk, dv."""
+  scale = q.shape[-1] ** -0.5
+
+  def step(dq, part):
+    k, v, of_k = part
+    s, seen = _logits(q, k, of_q, of_k)
+    p = jnp.where(seen, jnp.exp(s - lse[..., None]), 0.0)
+    dv = _dot("bhqk,bqhd->bkhd", p.astype(q.dtype), dout)
+    ds = p * (_dot("bqhd,bkhd->bhqk", dout, v) - delta) * scale
+    ds = ds.astype(q.dtype)
+    dk = _dot("bhqk,bqhd->bkhd", ds, q)
+    dq = dq + _dot("bhqk,bkhd->bqhd", ds, k)
+    return dq, (dk, dv)
+
+  parts = tuple(_blocks(x, block) for x in (k, v, of_k))
+  dq, (dk, dv) = jax.lax.scan(step, dq, parts)
+  whole = lambda x, like: jnp.moveaxis(x, 0, 1).reshape(like.shape)
+  return dq, whole(dk, k), whole(dv, v)
 
 
 def _blocks(x: jax.Array, block: int) -> jax.Array:
@@ -152,69 +244,5 @@ def _blocks(x: jax.Array, block: int) -> jax.Array:
 
 def _logits(q, k, of_q, of_k):
   """(b, h, nq, block) float32 and which of them count."""
-  s = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32)
+  s = _dot("bqhd,bkhd->bhqk", q, k)
   return s * q.shape[-1] ** -0.5, mask(of_q, of_k)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
-def _chunked(q, k, v, of_q, of_k, block):
-  return _chunked_forward(q, k, v, of_q, of_k, block)[0]
-
-
-def _chunked_forward(q, k, v, of_q, of_k, block):
-  b, nq, h, hd = q.shape
-
-  def step(carry, part):
-    top, total, out = carry  # (b, h, nq), (b, h, nq), (b, h, nq, hd)
-    k, v, of_k = part
-    s, seen = _logits(q, k, of_q, of_k)
-    s = jnp.where(seen, s, MASKED)
-    new = jnp.maximum(top, s.max(-1))
-    p, fade = jnp.exp(s - new[..., None]), jnp.exp(top - new)
-    total = total * fade + p.sum(-1)
-    out = out * fade[..., None] + jnp.einsum(
-      "bhqk,bkhd->bhqd",
-      p.astype(v.dtype),
-      v,
-      preferred_element_type=jnp.float32,
-    )
-    return (new, total, out), None
-
-  start = (
-    jnp.full((b, h, nq), MASKED),
-    jnp.zeros((b, h, nq)),
-    jnp.zeros((b, h, nq, hd)),
-  )
-  parts = tuple(_blocks(x, block) for x in (k, v, of_k))
-  (top, total, out), _ = jax.lax.scan(step, start, parts)
-  out = (out / total[..., None]).astype(q.dtype).swapaxes(1, 2)
-  # Named here too: these are the residuals that a remat policy must see.
-  out = checkpoint_name(out, OUT)
-  lse = checkpoint_name(top + jnp.log(total), LSE)
-  return out, (q, k, v, of_q, of_k, out, lse)
-
-
-def _chunked_backward(block, residuals, dout):
-  q, k, v, of_q, of_k, out, lse = residuals
-  scale = q.shape[-1] ** -0.5
-  dot = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
-  delta = dot("bqhd,bqhd->bhq", dout, out)[..., None]
-
-  def step(dq, part):
-    k, v, of_k = part
-    s, seen = _logits(q, k, of_q, of_k)
-    p = jnp.where(seen, jnp.exp(s - lse[..., None]), 0.0)
-    dv = dot("bhqk,bqhd->bkhd", p.astype(q.dtype), dout)
-    ds = p * (dot("bqhd,bkhd->bhqk", dout, v) - delta) * scale
-    ds = ds.astype(q.dtype)
-    dk = dot("bhqk,bqhd->bkhd", ds, q)
-    dq = dq + dot("bhqk,bkhd->bqhd", ds, k)
-    return dq, (dk.astype(k.dtype), dv.astype(v.dtype))
-
-  parts = tuple(_blocks(x, block) for x in (k, v, of_k))
-  dq, (dk, dv) = jax.lax.scan(step, jnp.zeros(q.shape, jnp.float32), parts)
-  whole = lambda x, like: jnp.moveaxis(x, 0, 1).reshape(like.shape)
-  return dq.astype(q.dtype), whole(dk, k), whole(dv, v), None, None
-
-
-_chunked.defvjp(_chunked_forward, _chunked_backward)
