@@ -12,12 +12,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import vitscale
 from tests import toys
 from tests.runs import (
   assert_same_run,
   command,
   complaint,
   complete,
+  contents,
   python,
   state_of,
 )
@@ -208,9 +210,27 @@ def test_a_checkpoint_of_another_model_shows_the_difference(whole, tmp_path):
   with pytest.raises(UserError) as error:
     train(config, other)
   said = str(error.value)
-  assert "doesn't fit this model" in said and "~ema/" in said
-  assert "[16" in said and "-> [[" in said and said.count("\n") == 0
+  assert "doesn't fit this model" in said and "~params/" in said
+  assert "float32[16] -> float32[24]" in said and said.count("\n") == 0
   assert complete(other) == complete(whole)  # nothing was renamed
+  with pytest.raises(UserError, match=r"doesn't fit this model .*~ema/"):
+    vitscale.load(other)
+
+
+def test_a_checkpoint_of_another_family_by_the_command(whole, tmp_path, capfd):
+  other = tmp_path / "other"
+  config = config_file(tmp_path, "config.model = {'family': 'tests.toy_fuse'}")
+  made = toys.config()
+  made.model = toys.ConfigDict({"family": "tests.toy_fuse"})
+  with pytest.raises(KeyboardInterrupt):
+    train(made, other, report=lambda _: interrupt())
+  shutil.copytree(whole / "checkpoints", other / "checkpoints")
+  before = contents(other / "checkpoints")
+  assert cli.main(["train", str(config), "--workdir", str(other)]) == 2
+  said = complaint(capfd.readouterr().err)
+  assert "-params/embed/" in said and "+params/kernel float32[64, " in said
+  assert re.search(r"and \d+ more -; \+", said), said
+  assert contents(other / "checkpoints") == before
 
 
 def interrupt():

@@ -3,7 +3,7 @@
 import flax.linen as nn
 import jax.numpy as jnp
 
-from vitscale.core import axes
+from vitscale.core import axes, sharding
 
 
 class Model(nn.Module):
@@ -14,7 +14,7 @@ class Model(nn.Module):
 
   @nn.compact
   def __call__(self, image, *, train: bool = False):
-    flat = image.reshape(len(image), -1)
+    flat = sharding.constrain(image.reshape(len(image), -1), "batch", "patch")
     kernel = axes.param(
       self, "kernel", "patch -> classes", (flat.shape[1], self.num_classes),
       axes.lecun,

@@ -8,7 +8,6 @@ nothing here touches a workdir.
 
 import dataclasses
 import functools
-import importlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -19,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vitscale import facts as facts_lib
+from vitscale import held_out, plugin
 from vitscale import step as step_lib
 from vitscale.core import (
   axes,
@@ -26,22 +26,16 @@ from vitscale.core import (
   draws,
   guard,
   optim,
+  placement,
   sharding,
   topology,
   watchdog,
 )
 from vitscale.core import config as config_lib
+from vitscale.core import mesh as mesh_lib
 from vitscale.core.errors import UserError, nearest
 from vitscale.data import pipeline, sources, transforms
 from vitscale.nn import attention
-
-
-@dataclasses.dataclass
-class Eval:
-  """One held-out evaluation of a config: `evals.NAME`."""
-
-  every: int  # steps between passes; the last step always runs it
-  run: Callable[[step_lib.State], dict[str, float]]
 
 
 @dataclasses.dataclass
@@ -63,7 +57,7 @@ class Bench:
   ]  # (state, batch, seed, lrs, draw) -> state
   trace: Callable[..., Any]  # the step traced: its jaxpr, and `.lower()`
   inputs: tuple[Any, ...]  # ShapeDtypeStructs of (state, batch, seed, lrs)
-  evals: dict[str, Eval]
+  evals: dict[str, held_out.Eval]
   batch_size: int
   total_steps: int
   log_steps: int
@@ -92,6 +86,7 @@ def build(
   """
   read = config_lib.Reader(config)
   check_traced(config)
+  mesh_lib.check_context()
   batch_size, _ = read["batch_size"], read["seed"]
   if type(batch_size) is not int or batch_size < 1:
     raise UserError(f"batch_size={batch_size!r}: should be 1 or more")
@@ -104,7 +99,7 @@ def build(
   source, batches, batch = _train_data(read, make, batch_size, mesh, rules)
 
   # Model and task, as shapes.
-  task_module = _module("tasks", read["task"]["name"])
+  task_module = plugin.module("tasks", read["task"]["name"])
   task = task_module.make(read["task"], source)
   model, reference = _model(read["model"], source)
   chosen = draws.make(read.group("draws"))
@@ -156,10 +151,13 @@ def build(
   if type(accumulate) is not int or accumulate < 1 or batch_size % accumulate:
     raise UserError(f"accumulate={accumulate} doesn't divide {batch_size=}")
   max_skips = guard.settings(read.group("guard"))["max_skips"]
-  window = step_lib.window(task, model, batch, abstract, chosen)
+  placement.check_batch("batch_size", batch_size, mesh, rules, accumulate)
+  window, scope = step_lib.window(
+    task, model, batch, abstract, chosen, mesh, rules
+  )
 
   # Evaluations; after them every key has been read.
-  evals = _evals(
+  evals = held_out.evals(
     read, make, task, model, source, mesh, rules, every, batch_size, ema
   )
   read.get("name"), read.group("law_variables").kwargs()
@@ -174,6 +172,8 @@ def build(
     sharding.param_shardings(names["params"], shapes["params"], mesh, rules),
     mesh,
   )
+
+  placement.check_used(scope, placed["params"])
 
   placed_as = lambda shapes, places: jax.tree.map(
     lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
@@ -231,6 +231,7 @@ def build(
     parameters="\n\n".join(
       [
         sharding.describe(names["params"], shapes["params"], placed["params"]),
+        placement.describe(scope),
         *(player.table() for player in players.values()),
       ]
     ),
@@ -251,21 +252,6 @@ def check_traced(config: Mapping[str, Any]) -> None:
 
 
 # -------------------------------------------------------------------- pieces
-
-
-def _module(kind: str, name: str) -> Any:
-  """vitscale.KIND.NAME, or any importable module when NAME has a dot."""
-  path = name if "." in name else f"vitscale.{kind}.{name}"
-  try:
-    return importlib.import_module(path)
-  except ModuleNotFoundError as error:
-    if error.name and not path.startswith(error.name):
-      raise
-    package = importlib.import_module(f"vitscale.{kind}")
-    import pkgutil
-
-    known = [m.name for m in pkgutil.iter_modules(package.__path__)]
-    raise UserError(f"no {kind[:-1]} {name!r}{nearest(name, known)}") from None
 
 
 def _train_data(read, make, batch_size, mesh, rules):
@@ -318,7 +304,7 @@ def _zeros(batch) -> dict[str, jax.Array]:
 
 def _model(config, source) -> tuple[nn.Module, nn.Module]:
   """The config's model, and its twin that accounting counts."""
-  family = _module("models", config["family"])
+  family = plugin.module("models", config["family"])
   kwargs = config.kwargs("family", "variant")
   if config.get("variant"):
     kwargs = {**family.variant(config["variant"]), **kwargs}
@@ -361,42 +347,3 @@ def _check_draws(chosen, model) -> None:
         f"draws.{draw.name}: {type(model).__module__} takes no such argument"
         f"{nearest(draw.name, known)}"
       )
-
-
-def _evals(
-  read, make, task, model, source, mesh, rules, every, batch_size, ema
-):
-  """`evals.NAME = {name, split, every_*, batch_size, transform}`."""
-  evals, data = {}, read["data"]
-  for label, group in read.group("evals").items():
-    module = _module("evals", group.get("name", "classify"))
-    held_out = make(
-      data["source"],
-      split=group["split"],
-      **{**data.kwargs("source"), **group.group("data").kwargs()},
-    )
-    if held_out.classes != source.classes:
-      raise UserError(
-        f"evals.{label}: {held_out.classes} classes, training has"
-        f" {source.classes}"
-      )
-    batches = functools.partial(
-      pipeline.eval_batches,
-      held_out,
-      batch_size=group.get("batch_size", batch_size),
-      transform=transforms.parse(group.get("transform", "")),
-    )
-    sums = jax.jit(module.make(task, model))
-
-    def run(state, module=module, batches=batches, sums=sums):
-      params = state["ema"] if ema else state["params"]
-      variables = {"params": params, **state["mutable"]}
-      block, blocks = sharding.data_block(mesh, rules)
-      mine = batches(process_index=block, process_count=blocks)
-      with sharding.use(mesh, rules):
-        placed = (sharding.shard_batch(b, mesh, rules) for b in mine)
-        return module.evaluate(sums, variables, placed)
-
-    interval = every(group, f"evals.{label}", default=1 << 60)
-    evals[label] = Eval(interval, run)
-  return evals

@@ -11,7 +11,6 @@ it with the right environment and a time limit.
 import functools
 import itertools
 import json
-import math
 import os
 import re
 import sys
@@ -26,7 +25,6 @@ from vitscale import bench as bench_lib
 from vitscale import plan_data
 from vitscale.core import accounting, estimate, hlo, topology
 from vitscale.core import config as config_lib
-from vitscale.core import mesh as mesh_lib
 from vitscale.core.axes import AxisError
 from vitscale.core.errors import UserError
 from vitscale.core.log import jsonable
@@ -75,7 +73,7 @@ def estimate_step(request: Mapping[str, Any]) -> dict[str, Any]:
   where = topology.parse(request["topology"])
   config, todo = _config(request), request.get("changes")
   if todo is None:
-    config = changed(config, {"mesh": {"replica": -1}})
+    config = changed(config, {"mesh": {"replica": -1}, "evals": {}})
   elif where.slices > 1 and not config.get("mesh"):  # as make_mesh does
     slices = {"replica": where.slices, "fsdp": -1}
     config = changed(config, {"mesh": slices})
@@ -179,21 +177,14 @@ def built(
     bench = bench_lib.build(config, devices=devices, source=source)
   except AxisError as error:
     raise UserError(f"{error}{_way_out(config, devices, source)}") from error
-  ways = math.prod(bench.mesh.shape[axis] for axis in mesh_lib.DATA)
-  ways *= config.get("accumulate", 1)
-  if bench.batch_size % ways:
-    low = bench.batch_size // ways * ways
-    raise UserError(
-      f"batch_size={bench.batch_size} doesn't divide over"
-      f" {dict(bench.mesh.shape)}: should be a multiple of {ways}, nearest"
-      f" {f'{low} or ' * bool(low)}{low + ways}"
-    )
   return bench, data
 
 
 def _way_out(config: Any, devices: Any, source: Any) -> str:
   """A mesh in which the config's dimensions divide, as a hint."""
-  config = changed(config, {"mesh": {"replica": -1}, "rules": {}})
+  size = len(devices) * config.get("accumulate", 1)
+  plain = {"rules": {}, "evals": {}, "batch_size": size}
+  config = changed(config, {"mesh": {"replica": -1}, **plain})
   try:
     bench = bench_lib.build(config, devices=devices, source=source)
   except UserError:

@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from vitscale.core import axes, draws, optim, tree
+from vitscale.core import axes, draws, optim, sharding, tree
 from vitscale.core.errors import UserError
 from vitscale.tasks import Player
 
@@ -173,13 +173,23 @@ def window(
   batch: Any,
   abstract: Any,
   chosen: tuple[draws.Draw, ...],
-) -> dict[str, jax.Array]:
-  """Zero sums of everything the players log, and a count.
+  mesh: jax.sharding.Mesh,
+  rules: sharding.Rules,
+) -> tuple[dict[str, jax.Array], sharding.Scope]:
+  """Zero sums of everything the players log, and what they place on a mesh.
 
-  Traces every combination of draws, so that a value the model can't take is an
-  error now and not at the step that draws it.
+  Traces every combination of draws, so that a value the model or the mesh
+  can't take is an error now and not at the step that draws it.
   """
-  key = jax.random.key(0)
+  with sharding.use(mesh, rules) as scope:
+    names = _logged(task, model, batch, abstract, chosen)
+  zeros = {name: jnp.zeros((), jnp.float32) for name in ("count", *names)}
+  return zeros, scope
+
+
+def _logged(task, model, batch, abstract, chosen) -> list[str]:
+  """Names of the players' metrics, the count aside."""
+  key = jax.eval_shape(lambda: jax.random.key(0))  # no device is needed
   names: list[str] = []
   for values in itertools.product(*(d.values for d in chosen)):
     draw = {d.name: value for d, value in zip(chosen, values)}
@@ -187,11 +197,12 @@ def window(
     for player in task.players:
       objective = getattr(task, player.loss)
       _, aux = jax.eval_shape(
-        lambda v, b, o=objective, draw=draw: o(
+        lambda v, b, key, o=objective, draw=draw: o(
           model, v, b, {"dropout": key, "mix": key}, draw
         ),
         abstract,
         batch,
+        key,
       )
       seen += list(aux["metrics"])
     twice = [name for name in seen if seen.count(name) > 1]
@@ -200,4 +211,4 @@ def window(
     names = names or seen
     if names != seen:
       raise UserError(f"metrics differ between draws: {names} and {seen}")
-  return {name: jnp.zeros((), jnp.float32) for name in ("count", *names)}
+  return names

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
+import jax
 
 from vitscale.core.errors import UserError
 from vitscale.core.log import read_json, read_rows
@@ -32,7 +33,10 @@ def load(
   workdir, named = root(Path(path))
   run = read_json(workdir / "run.json")
   config = {k: v for k, v in run["config"].items() if k != "mesh"}
-  bench = build(config)  # on the devices that are here
+  try:
+    bench = build(config)  # on the devices that are here
+  except UserError:  # model or batch don't divide over them
+    bench = build(config, devices=jax.local_devices()[:1])
   store = CheckpointStore(workdir / "checkpoints")
   kept = "ema" if bench.abstract["ema"] else "params"
   part = store.part(

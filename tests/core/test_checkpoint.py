@@ -255,8 +255,26 @@ def test_a_part_that_does_not_fit_lists_the_difference(tmp_path):
     store.part({"b": {"x": leaf}}, {"b/y": "params"})
   with pytest.raises(UserError) as error:
     store.part({"a": {"colonel": leaf}}, {"a": "params/a"})
-  assert "-params/a/kernel [[2, 3], 'float32']" in str(error.value)
-  assert "+params/a/colonel [[2, 3], 'float32']" in str(error.value)
+  assert "-params/a/kernel float32[2, 3];" in str(error.value)
+  assert "+params/a/colonel float32[2, 3]" in str(error.value)
   wide = jax.ShapeDtypeStruct((2, 4), jnp.bfloat16)
-  with pytest.raises(UserError, match=r"~params/a/kernel .*-> \[\[2, 4\], 'bf"):
+  with pytest.raises(UserError) as error:
     store.part({"k": wide}, {"k": "params/a/kernel"})
+  said = "~params/a/kernel float32[2, 3] -> bfloat16[2, 4]"
+  assert str(error.value).endswith(said)
+
+
+def test_a_long_difference_shows_some_of_each_kind(tmp_path):
+  stored = {f"old/{i}": [[2], "float32", ""] for i in range(9)}
+  stored |= {f"both/{i}": [[2], "float32", ""] for i in range(6)}
+  leaf = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)
+  wanted = {f"new/{i}": leaf(2) for i in range(5)}
+  wanted |= {f"both/{i}": leaf(3 if i < 5 else 2) for i in range(6)}
+  with pytest.raises(UserError) as error:
+    manifest_lib.check_fits(tmp_path, stored, wanted)
+  said = str(error.value).split("~ differs): ")[1].split("; ")
+  assert said == [
+    *(f"-old/{i} float32[2]" for i in range(4)), "and 5 more -",
+    *(f"+new/{i} float32[2]" for i in range(4)), "and 1 more +",
+    *(f"~both/{i} float32[2] -> float32[3]" for i in range(4)), "and 1 more ~",
+  ]  # fmt: skip

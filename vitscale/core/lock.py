@@ -1,6 +1,7 @@
 """One process per folder: an advisory lock that ends with the process."""
 
 import fcntl
+import gc
 from pathlib import Path
 from typing import IO
 
@@ -24,9 +25,14 @@ def hold(folder: Path, what: str) -> IO[str]:
     raise UserError(f"can't write {folder}: {error.strerror}") from error
   try:
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-  except OSError as error:
-    file.close()
-    raise UserError(f"another process is running {what} in {folder}") from error
+  except OSError:
+    gc.collect()  # one of this process that failed may be held by its traceback
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+      file.close()
+      said = f"another process is running {what} in {folder}"
+      raise UserError(said) from error
   return file
 
 

@@ -15,6 +15,7 @@ from vitscale.core.errors import UserError
 from vitscale.core.log import jsonable, write_json
 
 MANIFEST = "MANIFEST.json"
+SHOWN = 4  # differences of each kind in a message
 
 
 class Damaged(UserError):
@@ -85,25 +86,38 @@ def check_fits(
 
   Raises:
     UserError: they differ; lists what only the checkpoint has (-), what only
-      the model has (+) and what has another shape or dtype (~).
+      the model has (+) and what has another shape or dtype (~), the first few
+      of each.
   """
-  have = {name: list(entry[:2]) for name, entry in stored.items()}
-  want = {k: [list(x.shape), str(x.dtype)] for k, x in wanted.items()}
-  lines = [f"-{name} {have[name]}" for name in have if name not in want]
-  lines += [f"+{name} {want[name]}" for name in want if name not in have]
-  lines += [
-    f"~{name} {have[name]} -> {want[name]}"
-    for name in want
-    if name in have and have[name] != want[name]
+  have = {name: _kind(entry[0], entry[1]) for name, entry in stored.items()}
+  want = {name: _kind(x.shape, str(x.dtype)) for name, x in wanted.items()}
+  kinds = [
+    [f"-{name} {have[name]}" for name in have if name not in want],
+    [f"+{name} {want[name]}" for name in want if name not in have],
+    [
+      f"~{name} {have[name]} -> {want[name]}"
+      for name in want
+      if have.get(name, want[name]) != want[name]
+    ],
   ]
-  if not lines:
+  if not any(kinds):
     return
-  more = f" and {len(lines) - 8} more" if len(lines) > 8 else ""
+  lines = []
+  for found in filter(None, kinds):
+    # What a person knows first: the parameters, not their moments.
+    found.sort(key=lambda text: not text[1:].startswith("params/"))
+    lines += found[:SHOWN]
+    if len(found) > SHOWN:
+      lines.append(f"and {len(found) - SHOWN} more {found[0][0]}")
   raise UserError(
-    f"checkpoint {folder} doesn't fit this model: "
-    + "; ".join(lines[:8])
-    + more
+    f"checkpoint {folder} doesn't fit this model (- only in the checkpoint,"
+    f" + only in the model, ~ differs): {'; '.join(lines)}"
   )
+
+
+def _kind(shape: Sequence[int], dtype: str) -> str:
+  """ "float32[16, 4]" """
+  return f"{dtype}{list(shape)}"
 
 
 def _checksum(manifest: Mapping[str, Any]) -> str:

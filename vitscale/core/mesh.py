@@ -39,14 +39,15 @@ class Rules:
   """Role -> mesh axes, for parameters and for activations.
 
   A role that is not listed is not split. `asked` holds the parameter roles a
-  user named: each of them has to exist in the model. `context` is a key of
-  CONTEXTS.
+  user named: each of them has to exist in the model, as has each activation
+  role in `asked_activations`. `context` is a key of CONTEXTS.
   """
 
   params: Mapping[str, MeshAxes]
   activations: Mapping[str, MeshAxes]
   asked: frozenset[str] = frozenset()
   context: str = "gather"
+  asked_activations: frozenset[str] = frozenset()
 
   def override(
     self,
@@ -72,6 +73,7 @@ class Rules:
       {**self.activations, **activations},
       self.asked | set(params),
       context,
+      self.asked_activations | set(activations),
     )
 
 
@@ -117,7 +119,8 @@ def make_mesh(
   if math.prod(sizes.values()) != count:
     raise UserError(
       f"mesh {shape} asks for {'a multiple of ' * bool(open_axes)}{known}"
-      f" devices, there are {count}; sizes must multiply to {count}"
+      f" devices, there are {count}{_hosts(devices)}; sizes must multiply to"
+      f" {count}, for example {_fitting(sizes, count)}"
     )
   return jax.make_mesh(
     tuple(sizes.values()),
@@ -125,6 +128,52 @@ def make_mesh(
     axis_types=(AxisType.Auto,) * len(sizes),
     devices=devices,
   )
+
+
+def _hosts(devices: Sequence[Any] | None) -> str:
+  """ " in 2 processes", where there are several."""
+  hosts = {d.process_index for d in devices or jax.devices()}
+  return f" in {len(hosts)} processes" if len(hosts) > 1 else ""
+
+
+def _fitting(sizes: Mapping[str, int], count: int) -> str:
+  """A mesh of `count` devices as near to `sizes` as divisors allow."""
+  found = {}
+  for name in ("tensor", "sequence", "replica"):
+    found[name] = math.gcd(max(sizes[name], 1), count)
+    count //= found[name]
+  found = {name: size for name, size in found.items() if size > 1}
+  wanted = {"fsdp": count, **found}
+  text = [f"mesh.{n}={wanted[n]}" for n in MESH_AXES if n in wanted]
+  absent = [n for n, size in sizes.items() if size > 1 and n not in wanted]
+  return " ".join(text + [f"mesh.{name}=1" for name in absent])
+
+
+def check_context() -> None:
+  """Refuses a surrounding mesh under which constraints would not hold.
+
+  Under `with mesh:` they vanish without a word, and under Explicit axes most
+  models don't trace.
+
+  Raises:
+    UserError: there is one.
+  """
+  from jax._src import mesh as internal  # nothing public sees the old context
+
+  env = getattr(getattr(internal, "thread_resources", None), "env", None)
+  if env is not None and not env.physical_mesh.empty:
+    raise UserError(
+      f"inside of `with mesh:` ({dict(env.physical_mesh.shape)}), where"
+      " constraints on activations are lost: leave it, and give the sizes as"
+      " config.mesh or enter `vitscale.core.sharding.use(mesh)`"
+    )
+  context = jax.sharding.get_abstract_mesh()
+  if AxisType.Explicit in context.axis_types:
+    raise UserError(
+      f"inside of a mesh with Explicit axes ({dict(context.shape)}), the"
+      " default of jax.make_mesh: leave it, and give the sizes as config.mesh"
+      " or enter `vitscale.core.sharding.use(make_mesh(...))`"
+    )
 
 
 def check_mesh(mesh: Mesh, rules: Rules) -> None:

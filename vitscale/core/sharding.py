@@ -19,7 +19,13 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import (
+  AbstractMesh,
+  AxisType,
+  Mesh,
+  NamedSharding,
+  PartitionSpec,
+)
 
 from vitscale.core import axes as axes_lib
 from vitscale.core import tree as tree_lib
@@ -31,6 +37,7 @@ from vitscale.core.mesh import (
   Rules,
   axis_entry,
   axis_tuple,
+  check_context,
   check_mesh,
 )
 from vitscale.core.mesh import make_mesh as make_mesh
@@ -42,11 +49,21 @@ SMALL = 2**14
 
 @dataclasses.dataclass
 class Scope:
-  """What `use` put in force; `constraints` counts those traced under it."""
+  """What `use` put in force, and what was traced under it.
 
-  mesh: Mesh | None
+  Attributes:
+    mesh: the mesh, None for `use(None)`.
+    rules: the rules.
+    constraints: how many constraints were put on activations.
+    placed: (axis names, shape) of an activation -> its PartitionSpec.
+  """
+
+  mesh: Mesh | AbstractMesh | None
   rules: Rules
   constraints: int = 0
+  placed: dict[tuple[Any, Any], PartitionSpec] = dataclasses.field(
+    default_factory=dict
+  )
 
 
 _scope: contextvars.ContextVar[Scope | None] = contextvars.ContextVar(
@@ -55,20 +72,27 @@ _scope: contextvars.ContextVar[Scope | None] = contextvars.ContextVar(
 
 
 @contextlib.contextmanager
-def use(mesh: Mesh | None, rules: Rules = RULES) -> Iterator[Scope]:
+def use(
+  mesh: Mesh | AbstractMesh | None, rules: Rules = RULES
+) -> Iterator[Scope]:
   """Enters a mesh; `constrain` acts inside, also within `jit`.
 
   `use(None)` switches constraints off, for tracing `init` with one example.
-  The rules are not part of jit's cache key: one function, one set of rules.
+  An AbstractMesh is enough where only shapes are traced. The rules are not
+  part of jit's cache key: one function, one set of rules.
 
   Raises:
-    UserError: a mesh axis is not Auto, or a rule names an absent mesh axis.
+    UserError: a mesh axis is not Auto, a rule names an absent mesh axis, or
+      another kind of mesh is around (`mesh.check_context`).
   """
   scope = Scope(mesh, rules)
   with contextlib.ExitStack() as stack:
     if mesh is not None:
+      check_context()
       check_mesh(mesh, rules)
-      stack.enter_context(jax.set_mesh(mesh))
+      abstract = isinstance(mesh, AbstractMesh)
+      enter = jax.sharding.use_abstract_mesh if abstract else jax.set_mesh
+      stack.enter_context(enter(mesh))
     token = _scope.set(scope)
     stack.callback(_scope.reset, token)
     yield scope
@@ -112,7 +136,7 @@ def _free() -> set[str]:
 
 
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
-  """Places an activation by its axis names; identity outside `use(mesh)`.
+  """Places an activation by its axis names; identity without `use(mesh)`.
 
   Args:
     x: an array of rank `len(names)`.
@@ -124,6 +148,7 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
       dimensions, or a dimension that does not divide. A dimension of size 1
       (one example at init, a broadcast) stays whole; a sequence may be uneven
       (the last device has fewer tokens), as a class token makes it odd.
+    UserError: another kind of mesh is around, where this would be lost.
   """
   for name in names:
     if name is not None:
@@ -131,6 +156,8 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
   if len(names) != x.ndim:
     raise AxisError(f"{len(names)} axis names {names} for shape {x.shape}")
   scope = _scope.get()
+  if scope is None:
+    check_context()
   if scope is None or scope.mesh is None:
     return x
   if not _free():
@@ -155,10 +182,11 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     elif size % count:
       raise AxisError(
         f"activation {names} of shape {x.shape}: {name!r} = {size} does not"
-        f" divide by {_text(axes)} = {count}; nearest {_nearby(size, count)}"
+        f" divide by {_text(axes)} = {count}; nearest {nearby(size, count)}"
       )
     spec.append(axis_entry(axes))
   scope.constraints += 1
+  scope.placed[names, tuple(x.shape)] = PartitionSpec(*spec)
   return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
 
 
@@ -229,7 +257,7 @@ def _param_spec(path, axes, leaf, mesh, rules, small) -> PartitionSpec:
       raise AxisError(
         f"{path} {tuple(leaf.shape)}: {name!r} = {size} does not divide by"
         f" mesh axis {_text(wanted)} = {count}; nearest that does:"
-        f" {_nearby(size, count)}"
+        f" {nearby(size, count)}"
       )
     used.update(dict.fromkeys(wanted, role))
     spec.append(axis_entry(wanted))
@@ -269,16 +297,12 @@ def follow(state: Any, shardings: Any, mesh: Mesh) -> Any:
 def describe(names: Any, abstract: Any, shardings: Any) -> str:
   """A table, one parameter a line: path, shape, axes, placement."""
   named, flat = tree_lib.flatten(names), tree_lib.flatten(shardings)
-  rows = [("parameter", "shape", "axes", "placement")]
+  rows = []
   for path, leaf in tree_lib.flatten(abstract).items():
     spec = [_text(axis_tuple(entry)) or "-" for entry in flat[path].spec]
     shape = " x ".join(str(d) for d in leaf.shape) or "scalar"
     rows.append((path, shape, str(named[path]), " ".join(spec) or "copied"))
-  widths = [max(len(row[i]) for row in rows) for i in range(4)]
-  return "\n".join(
-    "  ".join(cell.ljust(w) for cell, w in zip(row, widths)).rstrip()
-    for row in rows
-  )
+  return table(("parameter", "shape", "axes", "placement"), rows)
 
 
 # ------------------------------------------------------------------- batches
@@ -340,7 +364,7 @@ def shard_batch(
     if not rows or rows % local:
       raise UserError(
         f"batch[{name!r}] has {rows * blocks} rows; {pieces} data shards need"
-        f" a multiple of {pieces}: nearest {_nearby(rows * blocks, pieces)}"
+        f" a multiple of {pieces}: nearest {nearby(rows * blocks, pieces)}"
       )
     out[name] = jax.make_array_from_process_local_data(
       sharding, value, (rows * blocks, *value.shape[1:])
@@ -351,10 +375,21 @@ def shard_batch(
 # -------------------------------------------------------------------- helpers
 
 
+def table(titles: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+  """Columns of text under their titles."""
+  rows = [titles, *rows]
+  widths = [max(len(cell) for cell in column) for column in zip(*rows)]
+  return "\n".join(
+    "  ".join(cell.ljust(w) for cell, w in zip(row, widths)).rstrip()
+    for row in rows
+  )
+
+
 def _text(axes: tuple[str, ...]) -> str:
   return "+".join(axes)
 
 
-def _nearby(size: int, count: int) -> str:
+def nearby(size: int, count: int) -> str:
+  """The multiples of `count` around `size`, for messages."""
   low = size // count * count
   return f"{low} or {low + count}" if low else f"{count}"

@@ -1,0 +1,97 @@
+"""What is refused of a mesh before anything compiles, beside core/sharding.
+
+A mesh that a model makes nothing of does not fail by itself: it is slow, or
+full, for as long as the job runs.
+"""
+
+import math
+from typing import Any
+
+import jax
+from jax.sharding import PartitionSpec
+
+from vitscale.core import axes as axes_lib
+from vitscale.core.axes import AxisError
+from vitscale.core.errors import UserError, nearest
+from vitscale.core.mesh import Rules, axis_tuple
+from vitscale.core.sharding import Scope, nearby, table
+
+FREE = PartitionSpec.UNCONSTRAINED
+# Roles that a model may leave out: layouts of tokens, and the batch itself.
+LAYOUTS = ("batch", "sequence", "tokens")
+
+
+def check_used(scope: Scope, shardings: Any) -> None:
+  """Refuses a mesh or a rule that a model makes nothing of.
+
+  Args:
+    scope: under which the model was traced, with a whole batch.
+    shardings: of its parameters.
+
+  Raises:
+    UserError: the mesh splits activations, and the model places none; a mesh
+      axis splits nothing at all.
+    AxisError: a rule that was asked for places nothing.
+  """
+  mesh, rules = dict(scope.mesh.shape), scope.rules
+  split = {name: size for name, size in mesh.items() if size > 1}
+  if split and not scope.constraints:
+    raise UserError(
+      f"the model places no activation, and the mesh {split} splits them: the"
+      " compiler may copy each to every device. Name the axes of some, as in"
+      ' sharding.constrain(x, "batch", "sequence", "embed")'
+    )
+  roles = {axes_lib.role(n) for names, _ in scope.placed for n in names if n}
+  for asked in sorted(rules.asked_activations - roles - set(LAYOUTS)):
+    raise AxisError(
+      f"rule {asked!r} matches no activation{nearest(asked, sorted(roles))}"
+    )
+  specs = [x.spec for x in jax.tree.leaves(shardings)]
+  used = set(axis_tuple(rules.activations.get("batch")))
+  for spec in (*scope.placed.values(), *specs):
+    used.update(*(axis_tuple(entry) for entry in spec if entry is not FREE))
+  for axis in sorted(set(split) - used):
+    raise UserError(
+      f"mesh axis {axis!r} = {split[axis]} splits nothing of this model:"
+      f" {split[axis]} devices would all do the same; say mesh.{axis}=1"
+    )
+
+
+def check_batch(
+  name: str, size: int, mesh: Any, rules: Rules, accumulate: int = 1
+) -> None:
+  """Refuses a batch that doesn't divide over the mesh.
+
+  Args:
+    name: its key in the config, for the message.
+    size: examples.
+    mesh: the mesh.
+    rules: `batch` says which axes split the examples.
+    accumulate: microbatches of a step.
+
+  Raises:
+    UserError: it doesn't.
+  """
+  axes = axis_tuple(rules.activations["batch"])
+  ways = math.prod(mesh.shape[axis] for axis in axes) * accumulate
+  if size % ways:
+    parts = f" and {accumulate} microbatches" if accumulate > 1 else ""
+    raise UserError(
+      f"{name}={size} doesn't divide over {dict(mesh.shape)}{parts}: should be"
+      f" a multiple of {ways}, nearest {nearby(size, ways)}"
+    )
+
+
+def describe(scope: Scope) -> str:
+  """A table of the activations placed under a scope: axes, shape, placement."""
+  rows = []
+  for (names, shape), spec in scope.placed.items():
+    called = " ".join(name or "?" for name in names)
+    text = [_entry(entry) for entry in (*spec, *(None,) * len(names))]
+    placed = " ".join(text[: len(names)])
+    rows.append((called, " x ".join(map(str, shape)), placed))
+  return table(("activation", "shape", "placement"), sorted(rows))
+
+
+def _entry(entry: Any) -> str:
+  return "?" if entry is FREE else "+".join(axis_tuple(entry)) or "-"
