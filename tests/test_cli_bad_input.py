@@ -265,7 +265,7 @@ def test_json_is_alone_on_stdout(tmp_path):
   assert process.stdout.count("\n") == 1
   assert json.loads(process.stdout) == {
     "status": "finished", "step": 4, "metrics": {"train/loss": 1.5},
-    "params": 10, "flops_per_example": 20.0, "mfu": None,
+    "params": 10, "flops_per_example": 20.0, "mfu": None, "goodput": None,
     "workdir": str(tmp_path / "run"),
   }  # fmt: skip
   for noise in ("a library prints", "and one in C"):

@@ -10,7 +10,8 @@ from vitscale import cli
 from vitscale.core.log import read_json, read_rows
 
 KEYS = {
-  "status", "step", "metrics", "params", "flops_per_example", "mfu", "workdir",
+  "status", "step", "metrics", "params", "flops_per_example", "mfu", "goodput",
+  "workdir",
 }  # fmt: skip
 CHANGES = ["optim.lr=2e-3", "log.every_steps=2"]
 

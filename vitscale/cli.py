@@ -49,9 +49,11 @@ def train(args: argparse.Namespace) -> tuple[dict[str, Any], int]:
   --coordinator, --num-processes and --process-id.
   """
   from vitscale.core import config as config_lib
+  from vitscale.core import duration
   from vitscale.launch import machine
 
   config = config_lib.load(args.config, args.overrides)
+  window = args.profile and duration.window(args.profile)
   os.environ.update(machine.cache_env())  # before jax is imported
   with _sigterm_interrupts():
     from vitscale.core import distributed
@@ -72,7 +74,11 @@ def train(args: argparse.Namespace) -> tuple[dict[str, Any], int]:
     args.json = args.json and distributed.is_main()
     with Progress() as progress:
       report = progress.train if distributed.is_main() else None
-      result = train_lib.train(config, args.workdir, report=report)
+      result = train_lib.train(
+        config, args.workdir, report=report, profile=window
+      )
+    if report:
+      progress.ended(result)
   if result["status"] == "interrupted":
     print(
       f"interrupted at step {result['step']}: run the same command to go on",
@@ -234,6 +240,10 @@ def parser() -> argparse.ArgumentParser:
   sub.add_argument("config", help="FILE.py[:args] or a name of configs/")
   sub.add_argument("overrides", nargs="*", metavar="key=value")
   sub.add_argument("--workdir", required=True)
+  sub.add_argument(
+    "--profile", metavar="steps=A:B",
+    help="trace steps A to B - 1, counted from 0, into WORKDIR/profile",
+  )  # fmt: skip
   sub.add_argument(
     "--dist", metavar="none|auto|slurm|explicit",
     help="how processes find each other; by default what the surroundings say",

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 
 from vitscale.bench import Bench
+from vitscale.core import ceiling
 from vitscale.core import config as config_lib
 from vitscale.core.errors import UserError
 from vitscale.core.log import read_json
@@ -65,6 +66,7 @@ def describe(config: Mapping[str, Any], bench: Bench) -> dict[str, Any]:
 
   devices = list(bench.mesh.devices.flat)
   packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain")
+  dtype = ceiling.dtype_of(bench.model)
   tokens = bench.facts["tokens_per_example"]
   examples = bench.total_steps * bench.batch_size
   return {
@@ -76,6 +78,8 @@ def describe(config: Mapping[str, Any], bench: Bench) -> dict[str, Any]:
     "versions": {"vitscale": vitscale.__version__}
     | {name: metadata.version(name) for name in packages},
     "devices": [devices[0].device_kind, len(devices)],
+    "compute_dtype": dtype,
+    "gemm_flops_per_second": ceiling.flops_per_second(devices, dtype),
     "processes": jax.process_count(),
     "mesh": dict(bench.mesh.shape),
     "total_steps": bench.total_steps,
@@ -119,5 +123,6 @@ def result(workdir: Path, run: Mapping[str, Any]) -> dict[str, Any]:
     "params": run["params"],
     "flops_per_example": run["flops_per_example"],
     "mfu": run.get("mfu"),
+    "goodput": run.get("goodput"),
     "workdir": str(workdir),
   }

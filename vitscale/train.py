@@ -15,6 +15,7 @@ writes.
 
 import contextlib
 import json
+import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -26,18 +27,18 @@ import numpy as np
 
 from vitscale import record
 from vitscale.bench import Bench, build, check_traced
-from vitscale.core import accounting, distributed, draws, guard, optim, sharding
 from vitscale.core import config as config_lib
+from vitscale.core import distributed, draws, guard, optim, sharding
 from vitscale.core.checkpoint import CheckpointStore
-from vitscale.core.chrono import Chrono
 from vitscale.core.errors import UserError
 from vitscale.core.ledger import Ledger
 from vitscale.core.lock import hold_together
 from vitscale.core.log import Log, read_rows, write_json, write_text
+from vitscale.core.profiler import Profile
 from vitscale.core.signals import StopRequest
-from vitscale.core.watchdog import Watchdog
 from vitscale.data import sources
 from vitscale.record import git_commit as git_commit
+from vitscale.watch import Watch
 
 Report = Callable[[Mapping[str, Any]], None]
 
@@ -47,6 +48,7 @@ def train(
   workdir: str | Path,
   *,
   report: Report | None = None,
+  profile: tuple[int, int] | None = None,
 ) -> dict[str, Any]:
   """Trains a config in `workdir`, from wherever an earlier run left it.
 
@@ -54,26 +56,32 @@ def train(
     config: a run's config (see configs/).
     workdir: folder of the run; made when missing. It holds run.json,
       metrics.jsonl (the result), timing.jsonl (wall-clock), events.jsonl
-      (skipped batches, rollbacks, failed saves), parameters.txt (who is
-      where, who decays, who is frozen) and checkpoints/.
+      (starts, skipped batches, failed saves, recompiles), parameters.txt (who
+      is where, who decays, who is frozen) and checkpoints/.
     report: called with progress (`step`, `total_steps`, `row`).
+    profile: (A, B) traces the steps A to B - 1 of the run into profile/.
 
   Returns:
     `status` (finished | interrupted), `step`, `metrics` (last row), `params`,
-    `flops_per_example`, `mfu` (None on unknown devices), `workdir`.
+    `flops_per_example`, `mfu` (None on unknown devices), `goodput` (where the
+    wall-clock went), `workdir`.
 
   Raises:
     UserError: bad config, a workdir of another config, NaN loss, full disk, no
       checkpoint that can be verified.
   """
-  workdir, main = Path(workdir).absolute(), distributed.is_main()
+  began, main = time.perf_counter(), distributed.is_main()
+  workdir = Path(workdir).absolute()
   previous = distributed.from_main(record.claim, workdir, config)
   if previous and previous.get("status") == "finished":
     record.check_data(workdir, previous, sources.fingerprint(config))
+    if profile:
+      print("warning: --profile: the run is finished", file=sys.stderr)
     return record.result(workdir, previous)
   lock = hold_together(workdir, "a run")
   bench = reuse(config)
   record.check_data(workdir, previous, bench.facts["data_fingerprint"])
+  run = record.describe(config, bench)
   seed = np.uint32(config["seed"])
   lrs = {
     player.name: np.float32(
@@ -92,44 +100,45 @@ def train(
     say=ledger.warn,
   )
   try:
-    resumes = store.prepare()
-    state = store.resume(bench.abstract)[0] if resumes else bench.init(seed)
+    tracer = profile and Profile(profile, workdir, ledger, bench.total_steps)
+    state, saved = (
+      store.resume(bench.abstract)
+      if store.prepare()
+      else (bench.init(seed), {"spent": {}})
+    )
   except UserError:
     if lock:
       lock.close()
     raise
   step, data_step = int(state["step"]), int(state["data_step"])
   counts = guard.read(state)
+  watch = Watch(
+    workdir, bench, ledger,
+    began=began,
+    kept=saved.get("spent"),
+    ceiling=run["gemm_flops_per_second"],
+    profile=tracer,
+  )  # fmt: skip
   log = Log(workdir, upto=data_step, mirrors=config.get("log", {}), write=main)
-  run = record.describe(config, bench)
   if main:
     write_json(workdir / "run.json", {**run, "status": "running"})
     write_text(workdir / "parameters.txt", bench.parameters + "\n")
-  ledger.note("start", step=step, processes=distributed.process_count())
-  chrono = Chrono(
-    total_steps=bench.total_steps,
-    batch_size=bench.batch_size,
-    before=log.seconds,
-  )
+  size = distributed.process_count()
+  ledger.note("start", step=step, processes=size, spent=watch.spent())
   batches = bench.batches(data_step, int(seed))
-  status, stopping, compiled = "finished", False, set()
-  stop, watchdog = StopRequest(), Watchdog(config.get("watchdog", {}))
+  status, stopping, stop = "finished", False, StopRequest()
   try:
-    with stop, watchdog:
+    with stop, watch:
       while step < bench.total_steps:
-        asked = time.perf_counter()
+        watch.enter("data")
         batch = sharding.shard_batch(next(batches), bench.mesh, bench.rules)
-        chrono.waited(time.perf_counter() - asked)
         draw = tuple(
           sorted(draws.at(bench.draws, int(seed), data_step).items())
         )
-        watchdog.beat("step", slow=draw not in compiled)
-        state = bench.step(state, batch, seed, lrs, draw=draw)
+        state = watch.step(
+          bench.step, state, batch, seed, lrs, draw=draw, number=step
+        )
         step, data_step = step + 1, data_step + 1  # step: if none is dropped
-        if not compiled:  # the first step compiled: not part of any window
-          jax.block_until_ready(state["step"])
-          chrono.open(data_step)
-        compiled.add(draw)
         stopping = stopping or stop.asked()
 
         # What is due; only then the loop looks at the device.
@@ -143,9 +152,11 @@ def train(
         check_finite(state, store, config)
         if counts["skips"] > seen["skips"]:
           ledger.warn(**guard.notice(counts, seen["skips"], step))
+          watch.dropped(counts["skips"] - seen["skips"])
         if counts["tripped"] >= 0:
-          watchdog.beat("rollback", slow=True)
-          state, upto = roll_back(bench, store, config, counts, step)
+          watch.enter("rollback")
+          state, upto, saved = roll_back(bench, store, config, counts, step)
+          watch.rolled_back(saved.get("spent"))
           step, data_step = int(state["step"]), int(state["data_step"])
           counts = guard.read(state)
           ledger.warn(
@@ -155,35 +166,32 @@ def train(
           log.cut(upto)
           batches.close()
           batches = bench.batches(data_step, int(seed))
-          chrono.open(data_step)
           continue
 
         last = step == bench.total_steps
         if last:
           evals = list(bench.evals)
         if last or logging:
-          row, timing = measure(bench, state, chrono)
+          row, timing = watch.measure(state)
           for label in evals:
-            watchdog.beat(f"evaluation {label}", slow=True)
+            watch.enter(f"evaluation {label}")
             scores = bench.evals[label].run(state)
             row |= {f"eval/{label}/{k}": v for k, v in scores.items()}
           log.write(row, timing)
           saving = store.check() or saving
           state["window"] = jax.tree.map(jnp.zeros_like, state["window"])
           if report:
-            eta = chrono.eta(data_step)
-            report({"step": step, "total_steps": bench.total_steps,
-                    "eta": eta, "row": {**timing, **row}})  # fmt: skip
-          chrono.open(data_step)
+            report(watch.progress(row, timing))
         if (last or saving or stopping) and not counts["streak"]:
-          watchdog.beat("checkpoint", slow=True)
-          store.save(step, state, {"config_digest": run["config_digest"]})
+          watch.enter("checkpoint")
+          digest = {"config_digest": run["config_digest"]}
+          store.save(step, state, {**digest, "spent": watch.spent()})
         if stopping and not last:
           status = "interrupted"
           if counts["streak"]:
             ledger.warn("stopped without a save: the last batches were bad")
           break
-      watchdog.beat("checkpoint", slow=True)
+      watch.enter("checkpoint")
       finish(store, ledger, status)
   except BaseException as error:
     failed = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
@@ -194,64 +202,29 @@ def train(
         write_json(
           workdir / "run.json", {**run, "status": failed, "error": str(error)}
         )
-    ledger.note(failed, step=step, text=str(error))
+    ledger.note(failed, step=step, text=str(error), spent=watch.spent())
     raise
   finally:
     batches.close()
     log.close()
     if lock:
       lock.close()
-  rate = chrono.examples_per_second()
   rows = read_rows(workdir / "metrics.jsonl")
   run |= {
     "status": status,
     "step": step,
-    "seconds": round(chrono.seconds, 3),
-    "examples_per_second": rate,
-    "mfu": mfu(bench, rate),
+    **watch.summary(),
     "skipped_batches": counts["skips"],
     "rollbacks": counts["rollbacks"],
     "metrics": rows[-1] if rows else {},
   }
   if main:
     write_json(workdir / "run.json", run)
-  ledger.note(status, step=step, data_step=data_step)
+  ledger.note(status, step=step, data_step=data_step, spent=watch.spent())
   return record.result(workdir, run)
 
 
 # ------------------------------------------------------------ parts of a run
-
-
-def measure(
-  bench: Bench, state: Mapping[str, Any], chrono: Chrono
-) -> tuple[dict[str, Any], dict[str, Any]]:
-  """The metrics row and the timing row of the window that ends here."""
-  sums = {k: float(v) for k, v in jax.device_get(state["window"]).items()}
-  step, data_step = int(state["step"]), int(state["data_step"])
-  at = {"step": step} | ({"data_step": data_step} if data_step != step else {})
-  timing = {**chrono.close(data_step), **at}
-  timing["mfu"] = mfu(bench, timing["examples_per_second"])
-  examples, facts = step * bench.batch_size, bench.facts
-  count = sums.pop("count") or float("nan")  # every batch was dropped
-  row = {
-    **at,
-    "examples": examples,
-    "tokens": examples * facts["tokens_per_example"],
-    "flops": examples * facts["flops_per_example"],
-    **{f"train/{name}": value / count for name, value in sums.items()},
-  }
-  return row, timing
-
-
-def mfu(bench: Bench, examples_per_second: float | None) -> float | None:
-  """Model FLOPs utilisation; None where the device's peak is unknown."""
-  if not examples_per_second:
-    return None
-  return accounting.mfu(
-    bench.facts["flops_per_example"] * examples_per_second,
-    1.0,
-    list(bench.mesh.devices.flat),
-  )
 
 
 def check_finite(
@@ -283,11 +256,11 @@ def roll_back(
   config: Mapping[str, Any],
   counts: Mapping[str, Any],
   step: int,
-) -> tuple[dict[str, Any], int]:
+) -> tuple[dict[str, Any], int, dict[str, Any]]:
   """The last checkpoint, its data moved past the batch that tripped the guard.
 
   Returns:
-    The state, and the data step up to which the log is kept.
+    The state, the data step up to which the log is kept, the manifest.
 
   Raises:
     UserError: no checkpoint, or rolled back too often.
@@ -299,8 +272,8 @@ def roll_back(
     tried = f", after {counts['skips']} skipped batches"
     tried += f" and {counts['rollbacks']} rollbacks"
     raise not_finite(step + 1, store, config, tried)
-  state, _ = store.resume(bench.abstract)
-  return guard.rolled_back(state, counts), int(state["data_step"])
+  state, saved = store.resume(bench.abstract)
+  return guard.rolled_back(state, counts), int(state["data_step"]), saved
 
 
 def finish(store: CheckpointStore, ledger: Ledger, status: str) -> None:

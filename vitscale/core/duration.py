@@ -1,6 +1,7 @@
 """Durations of a config: steps, epochs, examples, percent of a run or FLOPs."""
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -62,3 +63,20 @@ def steps(
   if not per_step:
     raise UserError(f"{prefix}_{unit} can't be used here")
   return max(round(value / per_step), 1) if value else 0
+
+
+def window(text: str) -> tuple[int, int]:
+  """`steps=20:30` -> (20, 30): the steps from 20 up to 29, counted from 0.
+
+  Raises:
+    UserError: anything else.
+  """
+  found = re.fullmatch(r"steps=(\d+):(\d+)", text)
+  if not found:
+    raise UserError(f"--profile {text!r}: should be steps=A:B, as steps=20:30")
+  first, end = int(found[1]), int(found[2])
+  if first >= end:
+    raise UserError(
+      f"--profile {text!r} holds no step: the second number should be larger"
+    )
+  return first, end

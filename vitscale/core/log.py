@@ -133,10 +133,8 @@ class Log:
     write: bool = True,
   ):
     """Cuts the files back to `upto`; touches nothing unless `write`."""
-    self.workdir, self.writes, self.seconds = workdir, write, 0.0
+    self.workdir, self.writes = workdir, write
     self.cut(upto)
-    if write:  # wall-clock of earlier sessions
-      self.seconds = (self.timing.last or {}).get("seconds", 0.0)
     mirrors = mirrors if mirrors and write else {}
     self.mirrors = [
       make(workdir)

@@ -33,9 +33,14 @@ class Progress:
     if self._bar:
       self._bar.stop()
 
+  def ended(self, result: Mapping[str, Any]) -> None:
+    """Where the wall-clock of a run went, in one line."""
+    if result.get("goodput"):
+      print(account(result["goodput"]), file=sys.stderr, flush=True)
+
   def train(self, state: Mapping[str, Any]) -> None:
     """One report of the loop: `step`, `total_steps`, `eta`, `row`."""
-    text = summary(state["row"], state["eta"])
+    text = summary(state["row"], state["eta"], state.get("goodput"))
     if self._bar:
       if self._task is None:
         self._task = self._bar.add_task("training", total=None, text="")
@@ -57,8 +62,10 @@ class Progress:
       )
 
 
-def summary(row: Mapping[str, Any], eta: float | None) -> str:
-  """`loss 1.234 | 5,120 img/s | MFU 41.0% | wait 2% | 1:05 left`."""
+def summary(
+  row: Mapping[str, Any], eta: float | None, goodput: float | None = None
+) -> str:
+  """`loss 1.234 | 5,120 img/s | MFU 41.0% (57% of GEMM) | 1:05 left`."""
   parts = []
   if row.get("train/loss") is not None:
     parts.append(f"loss {row['train/loss']:.4f}")
@@ -66,13 +73,37 @@ def summary(row: Mapping[str, Any], eta: float | None) -> str:
     if key.startswith("eval/") and key.endswith(("/nll", "/accuracy")):
       parts.append(f"{key[5:]} {value:.4f}")
   parts.append(f"{row['examples_per_second']:,.0f} img/s")
-  if row.get("mfu") is not None:
-    parts.append(f"MFU {row['mfu']:.1%}")
-  if row.get("data_wait", 0) > 0.05:
+  parts += utilisation(row)
+  if row.get("data_wait", 0) >= 0.005:
     parts.append(f"waits for data {row['data_wait']:.0%}")
+  if goodput is not None:
+    parts.append(f"goodput {goodput:.0%}")
   if eta:
     parts.append(f"{clock(eta)} left")
   return " | ".join(parts)
+
+
+def utilisation(row: Mapping[str, Any]) -> list[str]:
+  """Of the published peak and of what a matrix product reaches here."""
+  mfu, ceiling = row.get("mfu"), row.get("of_ceiling")
+  if mfu is None:
+    return [] if ceiling is None else [f"{ceiling:.0%} of GEMM ceiling"]
+  more = "" if ceiling is None else f" ({ceiling:.0%} of GEMM)"
+  return [f"MFU {mfu:.1%}{more}"]
+
+
+def account(found: Mapping[str, Any]) -> str:
+  """`goodput 81% of 1:02:03 in 2 sessions (down 9%, compile 4%)`."""
+  several = f" in {found['sessions']} sessions" if found["sessions"] > 1 else ""
+  rest = ", ".join(
+    f"{name} {value:.0%}"
+    for name, value in found["shares"].items()
+    if name != "step" and value >= 0.005
+  )
+  return (
+    f"goodput {found['share']:.0%} of {clock(found['wall_clock'])}{several}"
+    + (f" ({rest})" if rest else "")
+  )
 
 
 def clock(seconds: float) -> str:
