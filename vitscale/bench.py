@@ -90,15 +90,14 @@ def build(
   batch_size, _ = read["batch_size"], read["seed"]
   if type(batch_size) is not int or batch_size < 1:
     raise UserError(f"batch_size={batch_size!r}: should be 1 or more")
-  mesh = topology.make_mesh(read.group("mesh").kwargs() or None, devices)
   asked = read.group("rules")
   rules = sharding.RULES.override(
     asked.get("params"), asked.get("activations"), asked.get("context")
   )
   make = sources.make if source is None else lambda *_, **__: source
-  source, batches, batch = _train_data(read, make, batch_size, mesh, rules)
+  source, stream, batch = _train_data(read, make, batch_size)
 
-  # Model and task, as shapes.
+  # Model and task, as shapes; where they live.
   task_module = plugin.module("tasks", read["task"]["name"])
   task = task_module.make(read["task"], source)
   model, reference = _model(read["model"], source)
@@ -109,6 +108,16 @@ def build(
   )
   names = axes.names_of(boxed)
   abstract = axes.unbox(boxed)
+  mesh = topology.make_mesh(
+    read.group("mesh").kwargs() or None,
+    devices,
+    sizes=sharding.split_sizes(
+      names["params"], abstract["params"], rules, "fsdp"
+    ),
+  )
+
+  def batches(start: int, seed: int) -> Iterator[dict[str, np.ndarray]]:
+    return stream(start, seed, *sharding.data_block(mesh, rules))
 
   # Facts: parameters, FLOPs, durations.
   facts = facts_lib.facts(task, reference, source, batch, abstract, names)
@@ -254,7 +263,8 @@ def check_traced(config: Mapping[str, Any]) -> None:
 # -------------------------------------------------------------------- pieces
 
 
-def _train_data(read, make, batch_size, mesh, rules):
+def _train_data(read, make, batch_size):
+  """(source, `(start, seed, block, blocks) -> batches`, a batch's shapes)."""
   data, train = read["data"], read["train"]
   source = make(
     data["source"],
@@ -264,8 +274,7 @@ def _train_data(read, make, batch_size, mesh, rules):
   transform = transforms.parse(train.get("transform", ""))
   workers = read.get("workers", 0)
 
-  def batches(start: int, seed: int) -> Iterator[dict[str, np.ndarray]]:
-    block, blocks = sharding.data_block(mesh, rules)
+  def stream(start: int, seed: int, block: int, blocks: int):
     return pipeline.train_batches(
       source,
       batch_size=batch_size,
@@ -286,7 +295,7 @@ def _train_data(read, make, batch_size, mesh, rules):
     name: jax.ShapeDtypeStruct((batch_size, *x.shape[1:]), x.dtype)
     for name, x in sample.items()
   }
-  return source, batches, batch
+  return source, stream, batch
 
 
 def _every(group, name: str, **options) -> int:

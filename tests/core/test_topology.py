@@ -4,6 +4,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -79,6 +80,29 @@ def test_one_slice_gives_the_plain_mesh():
   assert topology.make_mesh({"replica": -1}).shape["replica"] == (
     jax.device_count()
   )
+
+
+@pytest.mark.parametrize(
+  ("platform", "count", "slices", "sizes", "fsdp"),
+  [
+    ("cpu", 8, 1, (64, 128), 8),
+    ("cpu", 8, 1, (36, 96), 2),  # 8 does not divide 36, 4 leave 9 rows
+    ("cpu", 6, 1, (35,), 1),
+    ("cpu", 8, 1, (), 8),
+    ("tpu", 8, 1, (64, 128), 4),  # 16 rows each
+    ("tpu", 512, 1, (384, 1536), 16),
+    ("tpu", 512, 2, (1024,), 64),
+    ("gpu", 512, 1, (768,), 32),  # 256 would leave 3 rows
+  ],
+)
+def test_default_mesh_divides_the_model(platform, count, slices, sizes, fsdp):
+  devices = [SimpleNamespace(platform=platform) for _ in range(count)]
+  assert topology.default_fsdp(devices, slices, sizes) == fsdp
+
+
+def test_default_mesh_has_all_devices():
+  sizes = topology.make_mesh(None, None, (35,)).shape
+  assert sizes["replica"] * sizes["fsdp"] == jax.device_count()
 
 
 MESHES = """

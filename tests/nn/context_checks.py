@@ -140,6 +140,7 @@ def whole_models():
     {"pool": "cls", "scan": True, "attention": "chunked", "remat": "full"},
   ]
   image = jax.random.normal(jax.random.key(1), (4, 32, 32, 3))
+  run = lambda loss, *args: jax.jit(jax.value_and_grad(loss))(*args)
   for kind in kinds:
     model = vit.Model(
       num_classes=5, width=32, depth=2, mlp_dim=64, num_heads=4, patch_size=8,
@@ -157,7 +158,7 @@ def whole_models():
       logits, _ = model.apply(variables, image)
       return jax.nn.logsumexp(logits, -1).mean()
 
-    grad = lambda: jax.jit(jax.value_and_grad(loss))(variables, image)
+    grad = functools.partial(run, loss, variables, image)
     want = grad()
     for context in CONTEXTS:
       mesh = sharding.make_mesh({"fsdp": 2, "sequence": 4})

@@ -29,7 +29,14 @@ def digests(leaves: Mapping[str, Any]) -> dict[str, jax.Array]:
     leaves: name -> array of any dtype, on the host or on devices. Of an array
       over several processes every process must ask, and all get the answer.
   """
-  return {name: _dispatch(leaf) for name, leaf in leaves.items()}
+  found = {}
+  for name, leaf in leaves.items():
+    found[name] = _dispatch(leaf)
+    # Devices that share a CPU's threads starve each other when collectives of
+    # many programs are under way: one at a time.
+    if jax.default_backend() == "cpu":
+      found[name].block_until_ready()
+  return found
 
 
 def text(digest: Any) -> str:

@@ -17,7 +17,7 @@ links of a device together, so times from them are lower bounds.
 import dataclasses
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -70,6 +70,7 @@ CHIPS: dict[str, Chip] = {
 TPUS = tuple(name for name, chip in CHIPS.items() if chip.rank)
 GPUS = tuple(name for name, chip in CHIPS.items() if not chip.rank)
 NODE = 8  # GPUs that share NVLink
+ROWS = 16  # of a parameter's shard
 _ALIASES = {"v5litepod": "v5e", "v5lite": "v5e", "v7x": "tpu7x"}
 EXAMPLES = (
   "v5e:16x16, v5litepod-256, v5p:8x8x8, v5p-1024, v6e:16x16, v4:8x8x8,"
@@ -221,15 +222,18 @@ def devices(topology: Topology) -> list[Any]:
 def make_mesh(
   shape: Mapping[str, int] | None = None,
   devices: Sequence[jax.Device] | None = None,
+  sizes: Iterable[int] = (),
 ) -> Mesh:
   """`mesh.make_mesh`, with slices of a pod along the `replica` axis.
 
   Only gradients cross the slow network then, once a step. Without a shape
-  each slice is one replica, split over all its devices.
+  each slice is one replica, split over all its devices; over fewer, in more
+  replicas, where these don't divide the model.
 
   Args:
     shape: as for `mesh.make_mesh`; `replica` counts over all slices.
     devices: default `jax.devices()`.
+    sizes: of the dimensions that `fsdp` splits, for the default shape.
 
   Raises:
     UserError: as there; replicas that the slices don't divide.
@@ -239,9 +243,11 @@ def make_mesh(
   for device in everyone:
     slices.setdefault(getattr(device, "slice_index", 0) or 0, []).append(device)
   count = len(slices)
+  shape = dict(
+    shape or {"replica": -1, "fsdp": default_fsdp(everyone, count, sizes)}
+  )
   if count == 1:
-    return _mesh(_grid(shape or {"fsdp": -1}, everyone))
-  shape = dict(shape or {"replica": count, "fsdp": -1})
+    return _mesh(_grid(shape, everyone))
   replica = int(shape.get("replica", 1))
   if replica != -1 and replica % count:
     raise UserError(
@@ -251,6 +257,25 @@ def make_mesh(
   inner = {**shape, "replica": -1 if replica == -1 else replica // count}
   grids = [_grid(inner, mine) for _, mine in sorted(slices.items())]
   return _mesh(np.concatenate(grids))
+
+
+def default_fsdp(devices: list[Any], slices: int, sizes: Iterable[int]) -> int:
+  """How many devices of a slice share the parameters, by default.
+
+  All, if they divide every size. Else, and on TPUs, the most that leave `ROWS`
+  rows each (of fewer, their compiler pads gradients and moves them about), or
+  the most that divide.
+  """
+  each, sizes = len(devices) // slices, list(sizes) or [0]
+  divide = [
+    n
+    for n in range(1, each + 1)
+    if each % n == 0 and not any(size % n for size in sizes)
+  ]
+  full = [n for n in divide if min(sizes) // n >= ROWS]
+  if each in divide and devices[0].platform != "tpu":
+    return each
+  return max(full or divide)
 
 
 def _grid(shape: Mapping[str, int], devices: list[Any]) -> np.ndarray:
