@@ -22,6 +22,7 @@ test = ["pytest>=8", "pytest-xdist>=3.5", "ruff>=0.6"]
 # The TPU compiler, with which `vitscale plan` is tested where no TPU is.
 tpu = ["jax[tpu]>=0.10.2,<0.12"]
 linux = "; sys_platform == 'linux' and platform_machine == 'x86_64'"
+slurm = ["submitit>=1.5"]
 notebooks = ["jupytext>=1.16", "nbconvert>=7", "ipykernel>=6"]
 
 setup(
@@ -52,6 +53,7 @@ setup(
     "numpy>=2.0",
     "scipy>=1.13",
     "pillow>=10.1",
+    "pyyaml>=6",
     "matplotlib>=3.9",
     "plotly>=6",
     "rich>=13",
@@ -61,10 +63,11 @@ setup(
     "tpu": tpu,
     "tensorboard": ["tensorboard>=2.16"],
     "wandb": ["wandb>=0.17"],
+    "slurm": slurm,
     "parquet": ["pyarrow>=15"],
     "peers": ["torch>=2.4", "timm>=1.0.15"],
     "notebooks": notebooks,
-    "dev": test + notebooks + ["tensorboard>=2.16", tpu[0] + linux],
+    "dev": test + notebooks + slurm + ["tensorboard>=2.16", tpu[0] + linux],
   },
   entry_points={"console_scripts": ["vitscale=vitscale.cli:main"]},
 )

@@ -16,7 +16,7 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from vitscale import cli_fit
+from vitscale import cli_fit, cli_launch
 from vitscale.core.errors import UserError, nearest
 
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 75
@@ -137,6 +137,16 @@ def plan(args: argparse.Namespace) -> tuple[dict[str, Any], int]:
   return result, 0
 
 
+def launch(args: argparse.Namespace) -> tuple[dict[str, Any], int]:
+  """Sends a config, or the next runs of a study, to machines elsewhere.
+
+  Renders what an engine takes and submits it; --dry-run prints it. Runs that
+  are preempted go on from their last checkpoint. A study is launched round by
+  round: the same command later sends what has become due.
+  """
+  return cli_launch.run(args)
+
+
 def _whisper(text: str) -> None:
   """Progress, for those who watch."""
   if sys.stderr.isatty():
@@ -231,7 +241,10 @@ def parser() -> argparse.ArgumentParser:
   sub.add_argument("--scale", default="quick", help="see the study's README")
   sub.add_argument("--data", help="file or folder, for studies of points")
   sub.add_argument("--out", help="default out/NAME-SCALE")
-  sub.add_argument("--launcher", default="local", help="where runs go")
+  sub.add_argument(
+    "--launcher", default="local", metavar="local|slurm:key=value,...",
+    help="where runs go: slurm:partition=gpu,gpus=1,hours=4",
+  )  # fmt: skip
   sub.add_argument("--workers", type=int, help="default: one per core or GPU")
   sub.add_argument(
     "--force", action="store_true", help="run again, keeping old runs aside"
@@ -273,6 +286,10 @@ def parser() -> argparse.ArgumentParser:
   sub.add_argument(
     "--timeout", type=float, default=900.0, help="seconds a compilation"
   )
+  sub = verb(
+    launch, "launch vit_pod --on gke --topology v5e:16x16 ... --dry-run"
+  )
+  cli_launch.add_arguments(sub)
   sub = verb(models, "models --family vit")
   sub.add_argument("--family", help="only this family")
   sub = verb(runs, "runs out/patchify-quick")

@@ -18,7 +18,6 @@ runs, and `analyse(results, scale, data)` gets the files.
 
 import contextlib
 import dataclasses
-import importlib
 import re
 import sys
 import time
@@ -33,10 +32,11 @@ from vitscale.core.errors import UserError, nearest
 from vitscale.core.lock import hold
 from vitscale.core.log import read_json, write_json
 from vitscale.data import sources
-from vitscale.launch import board
+from vitscale.launch import board, local
+from vitscale.launch.job import ENGINES
 from vitscale.launch.local import TRAIN, Interrupted
 
-LAUNCHERS = ("local",)
+LAUNCHERS = ("local", "slurm")
 Result = dict[str, Any]
 
 
@@ -83,7 +83,8 @@ def run_study(
     scale: one of the study's SCALES.
     data: file or folder of a study that reads data, see study_data.py.
     out: folder of runs and report; default out/NAME-SCALE.
-    launcher: where runs go.
+    launcher: where runs go: `local`, or `slurm:partition=gpu,...` (see
+      launch/slurm_pool.py); other engines don't wait: `vitscale launch`.
     workers: processes at once; default one per core or GPU.
     force: run everything again; old runs are kept as NAME.old-N.
     train: import path of what runs a config (tests).
@@ -100,20 +101,19 @@ def run_study(
   path = config_lib.find(name, "experiments", "{}/study.py").absolute()
   name = path.parent.name
   with study_report.no_accelerator():
-    module = _load(path)
+    module = load(path)
   if scale not in module.SCALES:
     raise UserError(
       f"{name} has no scale {scale!r}{nearest(scale, module.SCALES)}"
     )
-  if launcher not in LAUNCHERS:
-    raise UserError(f"no launcher {launcher!r}{nearest(launcher, LAUNCHERS)}")
   files = study_data.find(name, module, data)
   out = Path(out or f"out/{name}-{scale}").absolute()
   head = {"study": name, "scale": scale}
-  launch = importlib.import_module(f"vitscale.launch.{launcher}")
+  log = out / "logs" / "workers.log"
+  pool = _pool(launcher, workers=workers, train=train, log=log)
 
-  with _claimed(out, head):
-    pool = launch.Pool(workers, train=train, log=out / "logs" / "workers.log")
+  with claimed(out, head):
+    refuse_launched(out)
     show = board.Board(workers=len(pool.slots))
     with show, pool:
       given = [*files.values()] or [f"{len(pool.slots)} worker(s)"]
@@ -153,7 +153,44 @@ def exit_code(result: Mapping[str, Any]) -> int:
   return {"finished": 0, "failed": 1, "interrupted": 75}[result["status"]]
 
 
+def _pool(launcher: str, **kwargs: Any) -> Any:
+  """The pool of `local` or `slurm:OPTIONS`; nothing starts yet."""
+  name, _, args = launcher.partition(":")
+  if name not in LAUNCHERS:
+    waits = "" if name not in ENGINES else (
+      f": {name} doesn't wait for its runs; `vitscale launch STUDY --on {name}`"
+    )  # fmt: skip
+    raise UserError(f"no launcher {name!r}{waits or nearest(name, LAUNCHERS)}")
+  if name == "local":
+    if args:
+      raise UserError(f"launcher 'local' takes no options, got {args!r}")
+    return local.Pool(**kwargs)
+  from vitscale.launch import slurm_pool
+
+  return slurm_pool.Pool(**kwargs, args=args)
+
+
 # ---------------------------------------------------------------------- runs
+
+
+def launched(out: Path) -> dict[str, Any]:
+  """Runs that `vitscale launch` sent away, by name: `{"on", "job", "when"}`."""
+  return (read_json(out / "launched.json") or {}).get("runs", {})
+
+
+def refuse_launched(out: Path) -> None:
+  """Raises UserError while runs are out: two processes may not share one."""
+  away = [
+    (name, sent["on"])
+    for name, sent in launched(out).items()
+    if (read_json(out / "runs" / name / "run.json") or {}).get("status")
+    not in ("finished", "failed")
+  ]
+  if away:
+    raise UserError(
+      f"{len(away)} runs are out on {away[0][1]} ({away[0][0]}, ...): wait for"
+      f" them, or cancel them and remove {out / 'launched.json'}"
+    )
 
 
 def _all_runs(
@@ -178,10 +215,10 @@ def _all_runs(
         raise
       traceback.print_exc()  # what has run is not lost with it
       return results, [f"runs: {study_report.one_line(error)}"], "failed"
-    new = [run for run in _checked(named) if run.name not in results]
+    new = [run for run in checked(named) if run.name not in results]
     if not new:
       return results, [], "finished"
-    found = {run.name: _found(run, out, force, show.say) for run in new}
+    found = {run.name: find_old(run, out, force, show.say) for run in new}
     done = {n: f for n, f in found.items() if f and f["status"] == "finished"}
     jobs = [_job(run, out) for run in new if run.name not in done]
     show.skip(done)
@@ -200,12 +237,12 @@ def _all_runs(
       raw = done.get(run.name) or ran.get(run.name)
       if raw is None and stop:
         raw = {"status": "interrupted"}
-      results[run.name] = _result(run, raw, _workdir(run, out))
+      results[run.name] = result_of(run, raw, workdir_of(run, out))
     if stop:
       return results, [], "interrupted"
 
 
-def _checked(runs: Sequence[Run]) -> Sequence[Run]:
+def checked(runs: Sequence[Run]) -> Sequence[Run]:
   """Raises UserError for a name that is no folder or names two runs."""
   seen = set()
   for run in runs:
@@ -219,16 +256,16 @@ def _checked(runs: Sequence[Run]) -> Sequence[Run]:
   return runs
 
 
-def _workdir(run: Run, out: Path) -> Path:
+def workdir_of(run: Run, out: Path) -> Path:
   return out / "runs" / run.name
 
 
-def _found(run: Run, out: Path, force: bool, say: Any) -> Result | None:
+def find_old(run: Run, out: Path, force: bool, say: Any) -> Result | None:
   """The run.json of an earlier session that this run can build on.
 
   A workdir of another config is moved aside, never overwritten.
   """
-  workdir = _workdir(run, out)
+  workdir = workdir_of(run, out)
   if not workdir.exists() or not any(workdir.iterdir()):
     return None
   try:
@@ -264,7 +301,7 @@ def _job(run: Run, out: Path) -> dict[str, Any]:
   return {
     "name": run.name,
     "config": config,
-    "workdir": str(_workdir(run, out)),
+    "workdir": str(workdir_of(run, out)),
     "cost": _cost(run),
     # Equal up to seed and rate is one compiled step, see train.reuse.
     "group": config_lib.digest(config, without=("seed", "optim.lr")),
@@ -283,7 +320,7 @@ def _cost(run: Run) -> float:
   return float(examples) * (16 + float(variables.get("tokens") or 1))
 
 
-def _result(run: Run, raw: Mapping[str, Any], workdir: Path) -> Result:
+def result_of(run: Run, raw: Mapping[str, Any], workdir: Path) -> Result:
   """A result as studies and users see it."""
   facts = read_json(workdir / "run.json") or {} if workdir.exists() else {}
   checkpoint = workdir / "checkpoints"
@@ -309,7 +346,7 @@ def _result(run: Run, raw: Mapping[str, Any], workdir: Path) -> Result:
 # --------------------------------------------------------------------- parts
 
 
-def _load(path: Path) -> Any:
+def load(path: Path) -> Any:
   """Imports study.py; files beside it can be imported by name."""
   if str(path.parent) not in sys.path:
     sys.path.append(str(path.parent))
@@ -326,7 +363,7 @@ def _others(out: Path) -> list[str]:
 
 
 @contextlib.contextmanager
-def _claimed(out: Path, head: Mapping[str, Any]) -> Iterator[None]:
+def claimed(out: Path, head: Mapping[str, Any]) -> Iterator[None]:
   """Holds `out` for this study and this process.
 
   Raises:

@@ -75,14 +75,20 @@ def load(spec: str, overrides: Iterable[str] = ()) -> ConfigDict:
 
   Args:
     spec: path of a config file or the name of one in configs/, with
-      arguments for its `get_config` behind a colon.
+      arguments for its `get_config` behind a colon; or a .json file with a
+      resolved config, as launchers write it.
     overrides: dotted `key=value` strings.
 
   Raises:
     UserError: no such file, no get_config, bad argument or override.
   """
   name, _, arg = spec.partition(":")
-  module = load_module(find(name, "configs"))
+  path = find(name, "configs")
+  if path.suffix == ".json":
+    config = _resolved(path, arg)
+    override(config, overrides)
+    return config.lock()
+  module = load_module(path)
   if not hasattr(module, "get_config"):
     raise UserError(f"{name} has no get_config(arg)")
   config = module.get_config(arg or None)
@@ -93,6 +99,18 @@ def load(spec: str, overrides: Iterable[str] = ()) -> ConfigDict:
     )
   override(config, overrides)
   return config.lock()
+
+
+def _resolved(path: Path, arg: str) -> ConfigDict:
+  """The config of a .json file; its digest is that of what was written."""
+  try:
+    values = json.loads(path.read_text())
+  except ValueError as error:
+    raise UserError(f"{path} is not JSON ({error})") from error
+  if arg or not isinstance(values, dict):
+    takes = "takes no arguments" if arg else "is no object of keys and values"
+    raise UserError(f"{path} {takes}")
+  return ConfigDict(values)
 
 
 def load_module(path: Path) -> Any:

@@ -132,7 +132,7 @@ class Pool:
     pending = sorted(jobs, key=lambda job: -job.get("cost", 1.0))
     tell = progress or (lambda kind, payload: None)
     results: dict[str, Result] = {}
-    with _Signals(self._on_signal):
+    with Signals(self._on_signal):
       while pending or any(w.job for w in self.workers):
         if self._signum is not None:
           self._stop(results, tell)
@@ -331,7 +331,7 @@ def _death(code: int | None) -> str:
   return f"worker exited with code {code}"
 
 
-class _Signals:
+class Signals:
   """Sends SIGINT, SIGTERM and SIGHUP to a handler while inside."""
 
   def __init__(self, handler: Callable[[int, Any], None]):

@@ -1,0 +1,77 @@
+"""`vitscale launch` on the command line: its options, and what they mean."""
+
+import argparse
+from typing import Any
+
+ENGINES = "gcloud_tpu|gke|skypilot|slurm"
+
+# Options that only some engines take, see their `TAKES`.
+OPTIONS = {
+  "project": "gcloud_tpu, gke: Google Cloud project",
+  "zone": "gcloud_tpu, gke: Google Cloud zone",
+  "cluster": "gke: name of the GKE cluster",
+  "image": "gke: container image with vitscale in it",
+  "storage": "gke: storage attached to the cluster, mounted in every pod",
+  "priority": "gke: very-low to very-high",
+  "install": "gcloud_tpu, skypilot: what pip installs on the machines",
+  "runtime": "gcloud_tpu: TPU software version instead of the usual one",
+  "network": "gcloud_tpu: name of the network",
+  "infra": "skypilot: where: gcp, aws/us-east-1, k8s/CONTEXT, ...",
+  "code": "skypilot: folder that is copied to the machines and installed",
+  "partition": "slurm: as for sbatch",
+  "account": "slurm: as for sbatch",
+  "qos": "slurm: as for sbatch",
+  "hours": "slurm: time limit of a job; it goes on in a next one",
+  "cpus": "slurm: CPUs a process",
+  "memory": "slurm: of a node, as for sbatch --mem",
+  "parallel": "slurm: runs of a study at once",
+  "venv": "slurm: environment with vitscale, default this one",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument(
+    "what", metavar="CONFIG|STUDY", help="as for train, study"
+  )
+  parser.add_argument("overrides", nargs="*", metavar="key=value")
+  parser.add_argument("--on", required=True, metavar=ENGINES)
+  parser.add_argument(
+    "--topology", help="v5e:16x16, v5litepod-256, gpu:8xH100: as for plan"
+  )
+  parser.add_argument(
+    "--out", required=True,
+    help="folder that all machines see: of a study; of a config's workdir NAME",
+  )  # fmt: skip
+  parser.add_argument("--scale", help="of a study, see its README")
+  parser.add_argument("--name", help="of the job; default after CONFIG")
+  parser.add_argument(
+    "--mount", metavar="SOURCE=FOLDER",
+    help="gs://BUCKET=/FOLDER or HOST:/EXPORT=/FOLDER, mounted on the machines",
+  )  # fmt: skip
+  parser.add_argument(
+    "--spot", action="store_true", help="machines that may be taken away"
+  )
+  parser.add_argument(
+    "--restarts", type=int, default=20, help="after preemption or a crash"
+  )
+  parser.add_argument(
+    "--env", nargs="+", default=[], metavar="NAME=VALUE", help="of the run"
+  )
+  parser.add_argument(
+    "--again", action="store_true", help="send runs that are out or failed anew"
+  )
+  parser.add_argument(
+    "--dry-run", action="store_true", help="print all, touch nothing"
+  )
+  parser.add_argument(
+    "--files", help="folder for what is rendered; default launch/NAME"
+  )
+  for name, text in OPTIONS.items():
+    parser.add_argument(f"--{name}", help=text)
+
+
+def run(args: argparse.Namespace) -> tuple[dict[str, Any], int]:
+  """See `launch.send`; imported late, as it brings jax along."""
+  from vitscale.launch import send
+
+  return send.run(args)
