@@ -15,8 +15,10 @@ from vitscale import train as train_lib
 from vitscale.bench import build
 from vitscale.core import goodput
 from vitscale.core.errors import UserError
+from vitscale.core.ledger import Ledger
 from vitscale.core.log import read_json, read_rows
 from vitscale.train import train
+from vitscale.watch import Watch
 
 KILLED = """
 import os, signal, sys, time
@@ -136,6 +138,49 @@ def test_batches_that_came_to_nothing_are_lost(tmp_path):
     wall_clock(workdir), rel=0.03
   )
   assert run["recompiles"] == 0  # nor after the rollback
+
+
+# -------------------------------------------------------------------- waiting
+
+
+class Device:
+  """Stands for the step's counter: whether the devices are through."""
+
+  def __init__(self, ready):
+    self.is_ready = lambda: ready
+
+  def block_until_ready(self):
+    time.sleep(TAKES)
+    return self
+
+
+TAKES = 0.4  # seconds of a step, as the first one is found to take
+
+
+@pytest.mark.parametrize(
+  ("ready", "late", "waits"),
+  [
+    (False, 0.6, False),  # it still works on the last one
+    (True, 0.02, False),  # through by now, but just
+    (True, 0.6, True),
+  ],
+)
+def test_only_a_device_with_nothing_to_do_waits_for_data(
+  tmp_path, ready, late, waits
+):
+  watch = Watch(tmp_path, build(toys.config()), Ledger(tmp_path))
+  state = {"step": Device(ready)}
+  update = lambda state, draw: state
+  with watch:
+    for number in range(3):
+      watch.enter("data")
+      before = watch.chrono.totals().get("data", 0.0)
+      time.sleep(late if number == 2 else 0)
+      watch.step(update, state, draw=(), number=number)
+  waited = watch.chrono.totals().get("data", 0.0) - before
+  assert waited >= 0.19 if waits else waited == 0.0
+  assert watch.chrono.totals()["step"] >= TAKES  # that of the first one
+  assert watch.recompiles == 0
 
 
 # ----------------------------------------------------------------- recompiles

@@ -104,7 +104,7 @@ def train(
     state, saved = (
       store.resume(bench.abstract)
       if store.prepare()
-      else (bench.init(seed), {"spent": {}})
+      else (bench.init(seed), {})
     )
   except UserError:
     if lock:
@@ -115,7 +115,7 @@ def train(
   watch = Watch(
     workdir, bench, ledger,
     began=began,
-    kept=saved.get("spent"),
+    saved=saved,
     ceiling=run["gemm_flops_per_second"],
     profile=tracer,
   )  # fmt: skip
@@ -124,7 +124,7 @@ def train(
     write_json(workdir / "run.json", {**run, "status": "running"})
     write_text(workdir / "parameters.txt", bench.parameters + "\n")
   size = distributed.process_count()
-  ledger.note("start", step=step, processes=size, spent=watch.spent())
+  ledger.note("start", step=step, processes=size, **watch.account())
   batches = bench.batches(data_step, int(seed))
   status, stopping, stop = "finished", False, StopRequest()
   try:
@@ -156,7 +156,7 @@ def train(
         if counts["tripped"] >= 0:
           watch.enter("rollback")
           state, upto, saved = roll_back(bench, store, config, counts, step)
-          watch.rolled_back(saved.get("spent"))
+          watch.rolled_back(saved)
           step, data_step = int(state["step"]), int(state["data_step"])
           counts = guard.read(state)
           ledger.warn(
@@ -177,7 +177,7 @@ def train(
             watch.enter(f"evaluation {label}")
             scores = bench.evals[label].run(state)
             row |= {f"eval/{label}/{k}": v for k, v in scores.items()}
-          log.write(row, timing)
+          log.write(row, {**timing, **watch.account()})
           saving = store.check() or saving
           state["window"] = jax.tree.map(jnp.zeros_like, state["window"])
           if report:
@@ -185,7 +185,7 @@ def train(
         if (last or saving or stopping) and not counts["streak"]:
           watch.enter("checkpoint")
           digest = {"config_digest": run["config_digest"]}
-          store.save(step, state, {**digest, "spent": watch.spent()})
+          store.save(step, state, {**digest, **watch.account()})
         if stopping and not last:
           status = "interrupted"
           if counts["streak"]:
@@ -202,7 +202,7 @@ def train(
         write_json(
           workdir / "run.json", {**run, "status": failed, "error": str(error)}
         )
-    ledger.note(failed, step=step, text=str(error), spent=watch.spent())
+    ledger.note(failed, step=step, text=str(error), **watch.account())
     raise
   finally:
     batches.close()
@@ -220,7 +220,7 @@ def train(
   }
   if main:
     write_json(workdir / "run.json", run)
-  ledger.note(status, step=step, data_step=data_step, spent=watch.spent())
+  ledger.note(status, step=step, data_step=data_step, **watch.account())
   return record.result(workdir, run)
 
 

@@ -15,7 +15,7 @@ import jax
 from vitscale.bench import Bench
 from vitscale.core import accounting, compiles, distributed, goodput
 from vitscale.core.chrono import Chrono
-from vitscale.core.ledger import Ledger
+from vitscale.core.ledger import Ledger, now
 from vitscale.core.log import read_rows
 from vitscale.core.profiler import Profile
 from vitscale.core.watchdog import Watchdog
@@ -35,7 +35,7 @@ class Watch:
     *,
     ceiling: float | None = None,
     began: float | None = None,
-    kept: Mapping[str, Any] | None = None,
+    saved: Mapping[str, Any] | None = None,
     profile: Profile | None = None,
   ):
     """Reads what earlier sessions of `workdir` spent; call it before `Log`.
@@ -46,7 +46,7 @@ class Watch:
       ledger: takes recompiles.
       ceiling: measured FLOP/s of one device.
       began: `time.perf_counter()` when this session began.
-      kept: `spent` of the checkpoint it goes on from, {} without one.
+      saved: manifest of the checkpoint it goes on from, if there is one.
       profile: traces a window of steps.
     """
     self.bench, self.ledger, self.profile = bench, ledger, profile
@@ -56,8 +56,12 @@ class Watch:
     events, timing = [], []
     if distributed.is_main():
       events = read_rows(workdir / "events.jsonl")
-      timing = read_rows(workdir / "timing.jsonl")
-    before = goodput.carry(events + timing, kept, time.perf_counter() - began)
+      timing = [*read_rows(workdir / "timing.jsonl"), saved or {}]
+    before = goodput.carry(
+      events + timing,
+      saved.get("spent") if saved else {},
+      time.perf_counter() - began,
+    )
     self.sessions = 1 + sum(row.get("event") == "start" for row in events)
     self.recompiles = sum(row.get("event") == "recompile" for row in events)
     self.chrono = Chrono(
@@ -152,17 +156,17 @@ class Watch:
     """Batches of this window that came to nothing."""
     self.chrono.lose(batches)
 
-  def rolled_back(self, kept: Mapping[str, Any] | None) -> None:
-    """What was done since a checkpoint that had spent `kept` is lost."""
-    if kept is not None:
-      self.chrono.spent = goodput.undo(self.chrono.totals(), kept)
+  def rolled_back(self, saved: Mapping[str, Any]) -> None:
+    """What was done since the checkpoint of this manifest is lost."""
+    if "spent" in saved:
+      self.chrono.spent = goodput.undo(self.chrono.totals(), saved["spent"])
     self.chrono.open()
 
   # ---------------------------------------------------------------- figures
 
-  def spent(self) -> dict[str, float]:
-    """Seconds by category since the run first started."""
-    return self.chrono.totals()
+  def account(self) -> dict[str, Any]:
+    """Seconds by category since the run first started, and the time now."""
+    return {"spent": self.chrono.totals(), "time": now()}
 
   def measure(self, state: State) -> tuple[dict[str, Any], dict[str, Any]]:
     """The metrics row and the timing row of the window that ends here."""
@@ -209,7 +213,7 @@ class Watch:
 
   def summary(self) -> dict[str, Any]:
     """What run.json says at the end."""
-    rate, spent = self.chrono.examples_per_second(), self.spent()
+    rate, spent = self.chrono.examples_per_second(), self.chrono.totals()
     return {
       "seconds": round(self.chrono.seconds, 3),
       "examples_per_second": rate,

@@ -53,6 +53,13 @@ def test_work_behind_the_checkpoint_is_lost():
   assert goodput.carry(rows, None, 0.0)["step"] == 50.0  # of an older version
 
 
+def test_a_save_may_be_the_last_that_is_known():
+  saved = row(20, step=50.0, evaluation=30.0, checkpoint=2.0)
+  spent = goodput.carry([row(52, step=50.0), saved], saved["spent"], 0.0)
+  assert spent["evaluation"] == 30.0
+  assert spent["down"] == 20.0 and spent["lost"] == 0.0
+
+
 def test_a_clock_that_was_set_back_adds_nothing():
   assert goodput.carry([row(-500, step=5.0)], None, 0.0)["down"] == 0.0
 

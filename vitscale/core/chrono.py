@@ -87,8 +87,6 @@ class Chrono:
       "examples_per_second": round(rate, 2),
       "data_wait": round(data / taken, 4),
       "goodput": round(goodput.share(self.spent), 4),
-      "spent": self.totals(),
-      "time": goodput.now(),
     }
 
   def totals(self) -> dict[str, float]:

@@ -14,6 +14,8 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from vitscale.core.ledger import now
+
 Spent = dict[str, float]
 
 CATEGORIES: dict[str, str] = {
@@ -37,11 +39,6 @@ def category(phase: str) -> str:
   return _PHASES.get(word, word)
 
 
-def now() -> str:
-  """The time as logs have it."""
-  return datetime.datetime.now(datetime.UTC).isoformat("T", "milliseconds")
-
-
 def carry(
   rows: Iterable[Mapping[str, Any]],
   kept: Mapping[str, Any] | None,
@@ -50,7 +47,7 @@ def carry(
   """Totals of a session that starts now, from what the earlier ones left.
 
   Args:
-    rows: of timing.jsonl and events.jsonl, not yet cut back.
+    rows: of timing.jsonl and events.jsonl, not yet cut back, and the manifest.
     kept: totals in the checkpoint that the run goes on from; {} when it begins
       anew, None when unknown.
     running: seconds since this session began.

@@ -1,7 +1,8 @@
 """events.jsonl: what happened to a run besides training, in order of time.
 
-Skipped batches, rollbacks, failed saves, damaged checkpoints, starts and
-stops. It is not part of a run's result and is never cut back.
+Skipped batches, rollbacks, failed saves, damaged checkpoints, recompiles,
+profiles, starts and stops. It is not part of a run's result and is never cut
+back.
 """
 
 import contextlib
@@ -15,6 +16,11 @@ from vitscale.core.errors import UserError
 from vitscale.core.log import Rows
 
 
+def now() -> str:
+  """The time as logs have it."""
+  return datetime.datetime.now(datetime.UTC).isoformat("T", "milliseconds")
+
+
 class Ledger:
   """Appends events of process 0; a full disk doesn't stop it."""
 
@@ -25,10 +31,9 @@ class Ledger:
 
   def note(self, event: str, **facts: Any) -> None:
     """One row: `event`, the time, and facts."""
-    now = datetime.datetime.now(datetime.UTC).isoformat("T", "milliseconds")
     if self._rows is not None:
       with contextlib.suppress(UserError):
-        self._rows.append({"event": event, "time": now, **facts})
+        self._rows.append({"event": event, "time": now(), **facts})
 
   def warn(self, text: str, event: str = "warning", **facts: Any) -> None:
     """A row with a text, which is also said on stderr, loudly."""
