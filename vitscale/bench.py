@@ -239,8 +239,8 @@ def build(
     facts=facts,
     parameters="\n\n".join(
       [
-        sharding.describe(names["params"], shapes["params"], placed["params"]),
-        placement.describe(scope),
+        placement.describe(names["params"], shapes["params"], placed["params"]),
+        placement.describe_activations(scope),
         *(player.table() for player in players.values()),
       ]
     ),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
-from vitscale.core import axes, sharding
+from vitscale.core import axes, placement, sharding
 from vitscale.core.axes import AxisError
 from vitscale.core.errors import UserError
 
@@ -179,7 +179,7 @@ def test_foreign_meshes_are_refused():
 def test_describe_is_a_table():
   mesh = fake_mesh(fsdp=4, tensor=2)
   tree = sharding.param_shardings(NAMES, shapes(), mesh)
-  lines = sharding.describe(NAMES, shapes(), tree).splitlines()
+  lines = placement.describe(NAMES, shapes(), tree).splitlines()
   assert lines[0].split() == ["parameter", "shape", "axes", "placement"]
   assert lines[1].split() == ["bias", "256", "embed", "copied"]
   assert (

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from vitscale.core import accounting, axes, optim, sharding
+from vitscale.core import accounting, axes, optim, placement, sharding
 from vitscale.core.axes import AxisError
 from vitscale.core.errors import UserError
 
@@ -185,7 +185,7 @@ def parameters_are_split():
   assert local["up"] == (D // 4, M // 2), local
   assert local["qkv"] == (D // 4, 3, HEADS // 2, HEAD), local
   assert local["bias"] == (M,), local
-  table = sharding.describe(NAMES, abstract, placed)
+  table = placement.describe(NAMES, abstract, placed)
   assert re.search(r"^up +16 x 32 +embed -> mlp +fsdp tensor$", table, re.M)
 
 

@@ -1,4 +1,4 @@
-"""What is refused of a mesh before anything compiles, beside core/sharding.
+"""What a mesh makes of a model: refused before anything compiles, or a table.
 
 A mesh that a model makes nothing of does not fail by itself: it is slow, or
 full, for as long as the job runs.
@@ -8,13 +8,14 @@ import math
 from typing import Any
 
 import jax
-from jax.sharding import PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
 from vitscale.core import axes as axes_lib
 from vitscale.core.axes import AxisError
 from vitscale.core.errors import UserError, nearest
 from vitscale.core.mesh import Rules, axis_tuple
-from vitscale.core.sharding import Scope, nearby, table
+from vitscale.core.sharding import Scope, nearby
+from vitscale.core.tree import flatten
 
 FREE = PartitionSpec.UNCONSTRAINED
 # Roles that a model may leave out: layouts of tokens, and the batch itself.
@@ -82,16 +83,39 @@ def check_batch(
     )
 
 
-def describe(scope: Scope) -> str:
+def describe(names: Any, abstract: Any, shardings: Any) -> str:
+  """A table, one parameter a line: path, shape, axes, placement."""
+  named, flat = flatten(names), flatten(shardings)
+  rows = []
+  for path, leaf in flatten(abstract).items():
+    spec, mesh = flat[path].spec, flat[path].mesh
+    shape = " x ".join(str(d) for d in leaf.shape) or "scalar"
+    text = [_split(entry, mesh) for entry in spec]
+    placed = " ".join(text) if {*text} - {"-"} else "copied"
+    rows.append((path, shape, str(named[path]), placed))
+  return _table(("parameter", "shape", "axes", "placement"), rows)
+
+
+def describe_activations(scope: Scope) -> str:
   """A table of the activations placed under a scope: axes, shape, placement."""
   rows = []
   for (names, shape), spec in scope.placed.items():
     called = " ".join(name or "?" for name in names)
-    text = [_entry(entry) for entry in (*spec, *(None,) * len(names))]
-    placed = " ".join(text[: len(names)])
-    rows.append((called, " x ".join(map(str, shape)), placed))
-  return table(("activation", "shape", "placement"), sorted(rows))
+    text = ["?" if e is FREE else _split(e, scope.mesh) for e in spec]
+    rows.append((called, " x ".join(map(str, shape)), " ".join(text)))
+  return _table(("activation", "shape", "placement"), sorted(rows))
 
 
-def _entry(entry: Any) -> str:
-  return "?" if entry is FREE else "+".join(axis_tuple(entry)) or "-"
+def _table(titles: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+  """Columns of text under their titles."""
+  rows = [titles, *rows]
+  widths = [max(len(cell) for cell in column) for column in zip(*rows)]
+  return "\n".join(
+    "  ".join(cell.ljust(w) for cell, w in zip(row, widths)).rstrip()
+    for row in rows
+  )
+
+
+def _split(entry: Any, mesh: Mesh | AbstractMesh) -> str:
+  """The mesh axes that split a dimension, those of size 1 left out."""
+  return "+".join(a for a in axis_tuple(entry) if mesh.shape[a] > 1) or "-"

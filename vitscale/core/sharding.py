@@ -313,17 +313,6 @@ def follow(state: Any, shardings: Any, mesh: Mesh) -> Any:
   return jax.tree_util.tree_map_with_path(place, state)
 
 
-def describe(names: Any, abstract: Any, shardings: Any) -> str:
-  """A table, one parameter a line: path, shape, axes, placement."""
-  named, flat = tree_lib.flatten(names), tree_lib.flatten(shardings)
-  rows = []
-  for path, leaf in tree_lib.flatten(abstract).items():
-    spec = [_text(axis_tuple(entry)) or "-" for entry in flat[path].spec]
-    shape = " x ".join(str(d) for d in leaf.shape) or "scalar"
-    rows.append((path, shape, str(named[path]), " ".join(spec) or "copied"))
-  return table(("parameter", "shape", "axes", "placement"), rows)
-
-
 # ------------------------------------------------------------------- batches
 
 
@@ -392,16 +381,6 @@ def shard_batch(
 
 
 # -------------------------------------------------------------------- helpers
-
-
-def table(titles: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-  """Columns of text under their titles."""
-  rows = [titles, *rows]
-  widths = [max(len(cell) for cell in column) for column in zip(*rows)]
-  return "\n".join(
-    "  ".join(cell.ljust(w) for cell, w in zip(row, widths)).rstrip()
-    for row in rows
-  )
 
 
 def _text(axes: tuple[str, ...]) -> str:
