@@ -18,8 +18,8 @@ FOUND = {
 
 def test_summary_line():
   assert summary(ROW, 65) == (
-    "loss 1.5000 | val/nll 0.2500 | 5,120 img/s | MFU 41.0% (57% of GEMM) |"
-    " waits for data 20% | 1:05 left"
+    "loss 1.5000 | 5,120 img/s | MFU 41.0% (57% of GEMM) | waits for data 20%"
+    " | 1:05 left | val/nll 0.2500"
   )
   assert clock(3723) == "1:02:03"
 
@@ -27,8 +27,8 @@ def test_summary_line():
 def test_without_a_published_peak_the_ceiling_is_named():
   row = {**ROW, "mfu": None, "data_wait": 0.0}
   assert summary(row, None, 0.81) == (
-    "loss 1.5000 | val/nll 0.2500 | 5,120 img/s | 57% of GEMM ceiling |"
-    " goodput 81%"
+    "loss 1.5000 | 5,120 img/s | 57% of GEMM ceiling | goodput 81%"
+    " | val/nll 0.2500"
   )
   row["of_ceiling"] = None
   assert "GEMM" not in summary(row, None)

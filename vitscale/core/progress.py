@@ -21,8 +21,7 @@ class Progress:
       from rich.progress import BarColumn, Progress, TextColumn
 
       self._bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
+        BarColumn(bar_width=12),
         TextColumn("{task.completed}/{task.total} {task.fields[text]}"),
         console=Console(stderr=True),
       )
@@ -69,9 +68,6 @@ def summary(
   parts = []
   if row.get("train/loss") is not None:
     parts.append(f"loss {row['train/loss']:.4f}")
-  for key, value in row.items():
-    if key.startswith("eval/") and key.endswith(("/nll", "/accuracy")):
-      parts.append(f"{key[5:]} {value:.4f}")
   parts.append(f"{row['examples_per_second']:,.0f} img/s")
   parts += utilisation(row)
   if row.get("data_wait", 0) >= 0.005:
@@ -80,6 +76,9 @@ def summary(
     parts.append(f"goodput {goodput:.0%}")
   if eta:
     parts.append(f"{clock(eta)} left")
+  for key, value in row.items():  # last: a terminal may be too narrow
+    if key.startswith("eval/") and key.endswith(("/nll", "/accuracy")):
+      parts.append(f"{key[5:]} {value:.4f}")
   return " | ".join(parts)
 
 
