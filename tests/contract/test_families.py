@@ -198,8 +198,8 @@ def on_eight_devices():
 
 
 def test_mesh(fam):
-  """8 devices, fsdp 4 x tensor 2, equal 1 in float32 to 1e-5, loss and
-  gradients."""
+  """8 devices (fsdp 8; replica 4 x tensor 2; replica 2 x fsdp 2 x tensor 2)
+  equal 1 in float32 to 1e-5, loss and gradients."""
   saw = on_eight_devices()[fam.name]["mesh"]
   assert "gap" in saw, saw.get("error") or saw
   assert saw["gap"] < 1e-5
@@ -207,7 +207,8 @@ def test_mesh(fam):
 
 
 def test_sequence(fam):
-  """The same with fsdp 2 x sequence 4, tokens of an image split."""
+  """The same with tokens of an image split: fsdp 2 x sequence 4, and fsdp 2 x
+  tensor 2 x sequence 2."""
   saw = on_eight_devices()[fam.name]["sequence"]
   if "refused" in saw:
     pytest.skip(saw["refused"])

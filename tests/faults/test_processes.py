@@ -262,3 +262,35 @@ def test_peers_that_do_not_come(place):
   said = complaint(process.stderr, noise=True)
   assert f"did not find each other at {address} within 2 s" in said
   assert not (place / "no").exists()
+
+
+def test_a_mesh_of_another_world(place):
+  """Both numbers, and a mesh that would work; every process says so."""
+  text = CONFIG.replace("  return", "  config.mesh = {'replica': 3}\n  return")
+  (place / "world.py").write_text(text)
+  found = ended(start(place, place / "world", 2, config="world.py"))
+  fine(found, 2)
+  for _, out, err in found:
+    assert out == ""
+    said = "mesh {'replica': 3} asks for 3 devices, there are 4 in 2 processes;"
+    assert said in err and "for example mesh.replica=1 mesh.fsdp=4" in err, err
+  assert not list((place / "world").glob("*.json*"))
+
+
+def test_two_trainers_in_one_workdir(place):
+  """The second refuses and changes nothing; the first goes on."""
+  workdir, logs = place / "both", place / "both" / "metrics.jsonl"
+  (first,) = start(place, workdir, 1, "total_steps=4000")
+  wait_for(lambda: len(read_rows(logs)) > 1, [first])
+  second = command(*args(place, workdir, "total_steps=4000"))
+  assert second.returncode == 2 and second.stdout == ""
+  assert f"another process is running a run in {workdir}" in complaint(
+    second.stderr
+  )
+  rows = len(read_rows(logs))
+  wait_for(lambda: len(read_rows(logs)) > rows, [first])
+  first.send_signal(signal.SIGTERM)
+  fine(ended([first]), 75)
+  assert complete(workdir)[-1] == read_json(workdir / "run.json")["step"]
+  steps = [row["step"] for row in read_rows(logs)]
+  assert steps == sorted(set(steps))  # one writer

@@ -40,7 +40,7 @@ SAYS: dict[str, tuple[str, ...]] = {
   "mesh_axis": ("no axis 'fspd', did you mean 'fsdp'?",),
   "world": (
     "asks for 24 devices, there are 8; sizes must multiply to 8, for example"
-    " mesh.fsdp=2 mesh.tensor=4 mesh.replica=1",
+    " mesh.replica=1 mesh.fsdp=2 mesh.tensor=4",
   ),
   "old_context": ("inside of `with mesh:`", "give the sizes as config.mesh"),
   "explicit": ("inside of a mesh with Explicit axes", "as config.mesh"),

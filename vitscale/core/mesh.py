@@ -138,15 +138,13 @@ def _hosts(devices: Sequence[Any] | None) -> str:
 
 def _fitting(sizes: Mapping[str, int], count: int) -> str:
   """A mesh of `count` devices as near to `sizes` as divisors allow."""
-  found = {}
+  fits = dict.fromkeys(sizes, 1)
   for name in ("tensor", "sequence", "replica"):
-    found[name] = math.gcd(max(sizes[name], 1), count)
-    count //= found[name]
-  found = {name: size for name, size in found.items() if size > 1}
-  wanted = {"fsdp": count, **found}
-  text = [f"mesh.{n}={wanted[n]}" for n in MESH_AXES if n in wanted]
-  absent = [n for n, size in sizes.items() if size > 1 and n not in wanted]
-  return " ".join(text + [f"mesh.{name}=1" for name in absent])
+    fits[name] = math.gcd(max(sizes[name], 1), count)
+    count //= fits[name]
+  fits["fsdp"] = count
+  shown = [n for n in sizes if n == "fsdp" or max(sizes[n], fits[n]) > 1]
+  return " ".join(f"mesh.{name}={fits[name]}" for name in shown)
 
 
 def check_context() -> None:
