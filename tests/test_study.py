@@ -281,8 +281,8 @@ def test_out_of_another_study_or_scale(toy, tmp_path):
 def test_bad_input(toy, tmp_path, monkeypatch):
   with pytest.raises(UserError, match="did you mean 'quick'"):
     toy(TWO, scale="quik")
-  with pytest.raises(UserError, match=r"no launcher 'slurmy' .*local"):
-    toy(TWO, launcher="slurmy")
+  with pytest.raises(UserError, match=r"no launcher 'here' .*local"):
+    toy(TWO, launcher="here")
   with pytest.raises(UserError, match="workers=0"):
     toy(TWO, workers=0)
   with pytest.raises(UserError, match=r"run name '../a'"):

@@ -286,9 +286,7 @@ def parser() -> argparse.ArgumentParser:
   sub.add_argument(
     "--timeout", type=float, default=900.0, help="seconds a compilation"
   )
-  sub = verb(
-    launch, "launch vit_pod --on gke --topology v5e:16x16 ... --dry-run"
-  )
+  sub = verb(launch, "launch vit_fashion --on slurm --out /lab/runs --dry-run")
   cli_launch.add_arguments(sub)
   sub = verb(models, "models --family vit")
   sub.add_argument("--family", help="only this family")
