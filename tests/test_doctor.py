@@ -9,10 +9,12 @@ import pytest
 
 from tests.runs import complaint, contents
 from vitscale import cli
-from vitscale.core import manifest
+from vitscale.core import leaves, manifest
 from vitscale.core.checkpoint import MANIFEST, CheckpointStore
 from vitscale.core.lock import hold
 from vitscale.core.log import write_json
+from vitscale.core.manifest import Damaged
+from vitscale.doctor import examine
 
 
 def state(step):
@@ -84,6 +86,27 @@ def test_a_run_that_has_seen_trouble(run, doctor):
   assert MANIFEST in steps[2]["reason"]
   assert result["resumable_from"] == 1
   assert result["strays"] == ["8", "notes"]
+
+
+@pytest.mark.parametrize("half_way", [True, False])
+def test_a_step_that_its_run_deletes_meanwhile(run, monkeypatch, half_way):
+  """Retention takes the manifest first; that is no damage."""
+  load = leaves.load
+
+  def late(folder, *args):
+    found = load(folder, *args)
+    if folder.name != "2":
+      return found
+    (folder / MANIFEST).unlink()
+    if not half_way:
+      shutil.rmtree(folder)
+    return {}, Damaged(folder, "a file is not there")
+
+  monkeypatch.setattr(leaves, "load", late)
+  result = examine(run)
+  assert [row["step"] for row in result["steps"]] == [1, 3, 4]
+  assert {row["status"] for row in result["steps"]} == {"verified"}
+  assert result["resumable_from"] == 4
 
 
 def test_text(run, capfd):

@@ -14,6 +14,7 @@ from vitscale.core import manifest as manifest_lib
 from vitscale.core.checkpoint import CheckpointStore
 from vitscale.core.errors import UserError
 from vitscale.core.log import read_json
+from vitscale.core.manifest import MANIFEST
 
 STATUS: dict[str, str] = {
   "verified": "every leaf has the digest it was saved with",
@@ -52,10 +53,12 @@ def examine(folder: str | Path) -> dict[str, Any]:
     elif path.name != number:
       rows.append(_row(number, "quarantined", "renamed by a run"))
     elif int(number) in store.folders():
-      rows.append(verify(path))
-    elif any(entry.name.startswith("state") for entry in path.iterdir()):
+      row = verify(path)
+      if row["status"] != "damaged" or (path / MANIFEST).exists():
+        rows.append(row)  # else its run is deleting it, to keep the last few
+    elif any(path.glob("state*")):
       rows.append(_row(number, "unfinished", "no manifest"))
-    else:
+    elif path.exists():
       strays.append(path.name)
   good = [r["step"] for r in rows if r["status"] in ("verified", "unverified")]
   return {
