@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.test_processes import ended, fine, free_port
-from tests.runs import ROOT, command
+from tests.runs import ROOT, command, python
 
 CONFIG = """
 from tests import toys
@@ -108,3 +108,26 @@ def test_several_processes(saved, alone, count):
     assert len(shared) == (2 if "sequence" in mesh else count)
   placed = {json.dumps(r) for each in said for r in each["rows"].values()}
   assert placed == {json.dumps(r) for r in alone["rows"].values()}
+
+
+LOAD = """
+import hashlib, sys
+import jax, numpy as np
+import vitscale as vs
+_, variables = vs.load(sys.argv[1])
+text = hashlib.sha256()
+for x in jax.tree.leaves(variables):
+  text.update(np.ascontiguousarray(x).tobytes())
+print(len(jax.tree.leaves(variables)[0].devices()), text.hexdigest())
+"""
+
+
+def test_load_where_the_batch_does_not_divide(saved):
+  """16 examples over 3 devices: a notebook loads the model all the same."""
+  said = {}
+  for count in (2, 3):
+    process = python("-c", LOAD, saved, JAX_NUM_CPU_DEVICES=str(count))
+    assert process.returncode == 0, process.stderr[-3000:]
+    said[count] = process.stdout.split()
+  assert said[2][0] == "2" and said[3][0] == "1"
+  assert said[2][1] == said[3][1]
