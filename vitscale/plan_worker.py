@@ -112,9 +112,15 @@ def estimate_step(request: Mapping[str, Any]) -> dict[str, Any]:
         batch_size=batch_size, accumulate=accumulate, remat=remat,
       ),
       "change": change, "data": data, "method": "analysis",
-      "compile_seconds": None,
+      "compile_seconds": None, "warnings": _uncounted(mesh),
     })  # fmt: skip
   return {"answers": answers}
+
+
+def _uncounted(mesh: Mapping[str, int]) -> list[str]:
+  axes = [axis for axis in ("tensor", "sequence") if mesh[axis] > 1]
+  text = f"the analysis does not count what {' and '.join(axes)} exchange"
+  return [f"{text}: the network's bound is too low"] * bool(axes)
 
 
 def _kept(bench: bench_lib.Bench, remat: str | None) -> float:

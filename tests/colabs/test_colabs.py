@@ -28,6 +28,12 @@ EXPECTED = {
      "approach 3 parametric: a = ", "loss = ", "interval of the loss", "g = "),
     1,
   ),
+  "03_plan_a_pod": Shows(
+    ("v5p-1024: v5p:8x8x8: 512 chips", "chip-hours, bound by", "too much; ",
+     "search      best of", "compiled for TPU", "collective-permute",
+     "gcloud compute tpus queued-resources create"),
+    2,
+  ),
 }  # fmt: skip
 by_name = pytest.mark.parametrize("script", SCRIPTS, ids=lambda p: p.stem)
 

@@ -72,6 +72,7 @@ def test_arguments_are_strict(arg, message):
     ("model.variant=8", "model.variant", "8"),
     ("model.remat=full", "model.remat", "full"),
     ("model.remat=None", "model.remat", None),
+    ("model.variant=None", "model.variant", None),  # was a string
     ("optim.betas=[0.9, 0.95]", "optim.betas", (0.9, 0.95)),
     ("optim.schedule.kind=a=b", "optim.schedule.kind", "a=b"),
     ("debug=True", "debug", True),

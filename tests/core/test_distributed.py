@@ -1,6 +1,8 @@
 """core/distributed: what is refused; two real processes: tests/multidevice."""
 
+import http.server
 import socket
+import threading
 
 import pytest
 
@@ -89,6 +91,39 @@ def test_one_process():
 )
 def test_what_the_surroundings_ask_for(environ, mode):
   assert distributed.detect(environ) == mode
+
+
+@pytest.mark.parametrize(
+  ("attributes", "mode"),
+  [
+    ({"worker-network-endpoints": "::10.0.0.2,::10.0.0.3"}, "auto"),
+    ({"worker-network-endpoints": "::10.0.0.2"}, "none"),
+    (
+      {"worker-network-endpoints": "::10.0.0.2",
+       "tpu-env": "ZONE: 'us'\nMEGASCALE_NUM_SLICES: '2'\n"},
+      "auto",
+    ),
+    ({}, "none"),
+  ],
+)  # fmt: skip
+def test_tpu_vms_ask_their_metadata_server(monkeypatch, attributes, mode):
+  class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+      text = attributes.get(self.path.rpartition("/")[2])
+      good = text and self.headers["Metadata-Flavor"] == "Google"
+      self.send_response(200 if good else 404)
+      self.end_headers()
+      self.wfile.write((text if good else "").encode())
+
+    def log_message(self, *args):
+      pass
+
+  monkeypatch.setattr(distributed.machine, "has_tpu", lambda: True)
+  with http.server.HTTPServer(("localhost", 0), Handler) as server:
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"localhost:{server.server_port}"
+    assert distributed.detect({"GCE_METADATA_IP": address}) == mode
+    server.shutdown()
 
 
 @pytest.mark.parametrize("address", ["localhost", "localhost:x", ":1", "a:0"])

@@ -256,7 +256,7 @@ def _typed(key: str, text: str, like: Any) -> Any:
 def check_type(key: str, value: Any, like: Any, text: Any = None) -> Any:
   """`value` if it fits the type of `like` (int widens to float)."""
   text = value if text is None else text
-  if isinstance(like, str):
+  if isinstance(like, str) and value is not None:
     return str(text) if isinstance(text, str) else value
   if like is None or value is None or type(value) is type(like):
     return value

@@ -3,10 +3,12 @@
 import contextlib
 import json
 import os
+import re
 import socket
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -15,6 +17,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from vitscale.core.errors import UserError, nearest
+from vitscale.launch import machine
 
 MODES: dict[str, str] = {
   "none": "one process",
@@ -38,8 +41,9 @@ def detect(environ: Mapping[str, str] = os.environ) -> str:
   """The mode that this process's surroundings ask for.
 
   "slurm" inside of `srun` with several tasks; "auto" where MPI, a Kubernetes
-  JobSet or several TPU hosts are named; else "none". An allocation without
-  `srun` (a shell of `salloc`, a batch script) counts as one process.
+  JobSet or several TPU hosts are named, or Google Cloud's metadata say that
+  this TPU VM is one of several; else "none". An allocation without `srun` (a
+  shell of `salloc`, a batch script) counts as one process.
   """
   size = lambda name: environ.get(name, "1")
   if all(name in environ for name in _SLURM) and size("SLURM_NTASKS") != "1":
@@ -49,7 +53,31 @@ def detect(environ: Mapping[str, str] = os.environ) -> str:
     return "auto"
   if "JOBSET_NAME" in environ or size("OMPI_COMM_WORLD_SIZE") != "1":
     return "auto"
+  if machine.has_tpu() and _one_of_several_vms(environ):
+    return "auto"
   return "none"
+
+
+def _one_of_several_vms(environ: Mapping[str, str]) -> bool:
+  """What the metadata server says of this TPU VM; False where there is none."""
+  host = environ.get("GCE_METADATA_IP", "metadata.google.internal")  # as jax
+
+  def attribute(name: str) -> str:
+    request = urllib.request.Request(
+      f"http://{host}/computeMetadata/v1/instance/attributes/{name}",
+      headers={"Metadata-Flavor": "Google"},
+    )
+    try:
+      with urllib.request.urlopen(request, timeout=5) as answer:
+        return answer.read().decode()
+    except OSError:
+      return ""
+
+  slices = re.search(
+    r"^MEGASCALE_NUM_SLICES: '?(\d+)", attribute("tpu-env"), re.MULTILINE
+  )
+  many = slices is not None and int(slices[1]) > 1
+  return many or "," in attribute("worker-network-endpoints")
 
 
 def initialize(
