@@ -31,6 +31,13 @@ def get_config(arg=None):
 """
 
 
+# XLA on CPUs aborts after 40 s in a collective: the watchdog's time is longer.
+FLAGS = (
+  os.environ.get("XLA_FLAGS", "")
+  + " --xla_cpu_collective_call_terminate_timeout_seconds=600"
+)
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
   folder = tmp_path_factory.mktemp("processes")
@@ -63,7 +70,7 @@ def start(place, workdir, count, *changes, devices=4, config="config.py"):
       env={
         **os.environ, "PYTHONPATH": path, "PYTHONFAULTHANDLER": "1",
         "JAX_NUM_CPU_DEVICES": str(devices // count),
-        "EVALUATING": str(marker(workdir)),
+        "EVALUATING": str(marker(workdir)), "XLA_FLAGS": FLAGS,
       },
     )
     for index in range(count)
