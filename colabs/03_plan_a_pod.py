@@ -74,7 +74,7 @@ print(plan.text(one))
 # in chip-hours stays. Where the network begins to bind, you pay for waiting.
 
 # %%
-variants = ("S/16", "L/16") if TOY else ("S/16", "B/16", "L/16", "g/14")
+variants = ("Ti/16", "S/16") if TOY else ("S/16", "B/16", "L/16", "g/14")
 counts = (8, 64) if TOY else (8, 32, 128, 512)
 plans = {
   (variant, count): plan.plan(
@@ -109,13 +109,13 @@ display(Image(str(draw_png.draw(figure, OUT, dpi=110)["png"])))
 # %% [markdown]
 # ## Pixels as tokens
 #
-# Patches of 1x1: 50,176 tokens at 224 px. Eight images a GPU, everything kept
-# for the backward pass: that doesn't fit, and the plan says by how much and
-# what the smallest change is.
+# Patches of 1x1: 50,176 tokens at 224 px. Sixteen images a GPU and everything
+# kept for the backward pass: that doesn't fit, and the plan says by how much
+# and what the smallest change is.
 
 # %%
-size = 112 if TOY else 224
-pixels = f"vit_pod:variant=B/1,batch=64,size={size}"
+size, batch = (56, 2048) if TOY else (224, 128)
+pixels = f"vit_pod:variant=B/1,batch={batch},size={size}"
 tight = plan.plan(pixels, ["model.remat=None"], topology="gpu:8xA100")
 print("fits" if tight["fits"] else plan.misfit_text(tight))
 
@@ -157,7 +157,7 @@ plt.show()
 # %%
 for context in ("gather", "ring") if TOY else ("gather", "ring", "ulysses"):
   split = plan.plan(
-    "vit_fashion:patch=1",
+    f"vit_fashion:patch={4 if TOY else 1},depth=1",
     ["mesh.fsdp=1", "mesh.sequence=2", f"rules.context={context}"]
     + ["mesh.replica=2", "model.num_heads=2"],
     topology="v5e:2x2",
