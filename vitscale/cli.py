@@ -72,7 +72,7 @@ def train(args: argparse.Namespace) -> tuple[dict[str, Any], int]:
     if (args.dist or named) != "none":
       print(f"{args.dist or named}: {distributed.found()}", file=sys.stderr)
     args.json = args.json and distributed.is_main()
-    with Progress() as progress:
+    with Progress() as progress, distributed.end_with_lost_peers():
       report = progress.train if distributed.is_main() else None
       result = train_lib.train(
         config, args.workdir, report=report, profile=window

@@ -70,16 +70,27 @@ def train(
     UserError: bad config, a workdir of another config, NaN loss, full disk, no
       checkpoint that can be verified.
   """
-  began, main = time.perf_counter(), distributed.is_main()
-  workdir = Path(workdir).absolute()
+  began, workdir = time.perf_counter(), Path(workdir).absolute()
   previous = distributed.from_main(record.claim, workdir, config)
   if previous and previous.get("status") == "finished":
     record.check_data(workdir, previous, sources.fingerprint(config))
     if profile:
       print("warning: --profile: the run is finished", file=sys.stderr)
     return record.result(workdir, previous)
-  lock = hold_together(workdir, "a run")
-  bench = reuse(config)
+  with hold_together(workdir, "a run"):
+    return _train(config, workdir, previous, report, profile, began)
+
+
+def _train(
+  config: Mapping[str, Any],
+  workdir: Path,
+  previous: Mapping[str, Any] | None,
+  report: Report | None,
+  profile: tuple[int, int] | None,
+  began: float,
+) -> dict[str, Any]:
+  """`train` of a run that isn't finished, in a workdir that is ours."""
+  main, bench = distributed.is_main(), reuse(config)
   record.check_data(workdir, previous, bench.facts["data_fingerprint"])
   run = record.describe(config, bench)
   seed = np.uint32(config["seed"])
@@ -99,17 +110,10 @@ def train(
     keep_every=options.get("keep_every", 0),
     say=ledger.warn,
   )
-  try:
-    tracer = profile and Profile(profile, workdir, ledger, bench.total_steps)
-    state, saved = (
-      store.resume(bench.abstract)
-      if store.prepare()
-      else (bench.init(seed), {})
-    )
-  except UserError:
-    if lock:
-      lock.close()
-    raise
+  tracer = profile and Profile(profile, workdir, ledger, bench.total_steps)
+  resumes = store.prepare()
+  fresh = lambda: (bench.init(seed), {})
+  state, saved = store.resume(bench.abstract) if resumes else fresh()
   step, data_step = int(state["step"]), int(state["data_step"])
   counts = guard.read(state)
   watch = Watch(
@@ -177,6 +181,7 @@ def train(
             watch.enter(f"evaluation {label}")
             scores = bench.evals[label].run(state)
             row |= {f"eval/{label}/{k}": v for k, v in scores.items()}
+          watch.enter("step")  # done with what may take long
           log.write(row, {**timing, **watch.account()})
           saving = store.check() or saving
           state["window"] = jax.tree.map(jnp.zeros_like, state["window"])
@@ -207,8 +212,6 @@ def train(
   finally:
     batches.close()
     log.close()
-    if lock:
-      lock.close()
   rows = read_rows(workdir / "metrics.jsonl")
   run |= {
     "status": status,

@@ -238,7 +238,10 @@ def test_a_killed_peer_ends_the_others_and_the_run_goes_on(place, alone):
   wait_for(lambda: reached("save", workdir, began, 0), processes)
   processes[1].kill()
   (code, _, err), _ = ended(processes)
-  assert code != 0, err[-3000:]
+  # By itself, or by the runtime, which aborts where it notices first.
+  assert code in (75, -6), err[-3000:]
+  said = "vitscale: another process of this run is gone"
+  assert code == -6 or err.count(said) == 1, err[-3000:]
   fine(ended(start(place, workdir, 2)))
   assert_same_losses(workdir, alone)
 

@@ -230,6 +230,33 @@ def is_main() -> bool:
   return jax.process_index() == 0
 
 
+@contextlib.contextmanager
+def end_with_lost_peers() -> Iterator[None]:
+  """Where another process of the run is gone, one line and exit code 75.
+
+  At once: an orderly exit would wait for the one that is gone.
+  """
+  try:
+    yield
+  except Exception as error:
+    if process_count() == 1 or not _LOST.search(str(error)):
+      raise
+    reason = " ".join(str(error).split())[:200]
+    print(
+      f"vitscale: another process of this run is gone ({reason}): run the same"
+      " command to go on",
+      file=sys.stderr, flush=True,
+    )  # fmt: skip
+    os._exit(75)
+
+
+_LOST = re.compile(
+  r"UNAVAILABLE|DEADLINE_EXCEEDED|heartbeat|coordination service|gloo"
+  r"|connection (?:closed|reset|refused|timed out)|broken pipe",
+  re.IGNORECASE,
+)
+
+
 # ----------------------------------------------------------------- agreement
 #
 # Each of these is a common act of all processes, and free for a single one.

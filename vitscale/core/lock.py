@@ -1,7 +1,8 @@
 """One process per folder: an advisory lock that ends with the process."""
 
+import contextlib
 import fcntl
-import gc
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import IO
 
@@ -25,22 +26,18 @@ def hold(folder: Path, what: str) -> IO[str]:
     raise UserError(f"can't write {folder}: {error.strerror}") from error
   try:
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-  except OSError:
-    gc.collect()  # one of this process that failed may be held by its traceback
-    try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-      file.close()
-      said = f"another process is running {what} in {folder}"
-      raise UserError(said) from error
+  except OSError as error:
+    file.close()
+    said = f"another process is running {what} in {folder}"
+    raise UserError(said) from error
   return file
 
 
-def hold_together(folder: Path, what: str) -> IO[str] | None:
-  """`hold` by process 0 for all of a run's processes; None on the others."""
+def hold_together(folder: Path, what: str) -> AbstractContextManager:
+  """`hold` by process 0 for all of a run's processes, as a context."""
   files = []
   distributed.from_main(lambda: files.append(hold(folder, what)))
-  return files[0] if files else None
+  return files[0] if files else contextlib.nullcontext()
 
 
 def held(folder: Path) -> bool:
