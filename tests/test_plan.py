@@ -285,6 +285,18 @@ def check_arithmetic(result):
     assert piece < sum(c["far_bytes"] for c in found.values()) < 2 * piece
 
 
+def test_a_ring_moves_what_arithmetic_says():
+  golden = json.loads((GOLDEN / "b1_ring_v5p32.json").read_text())
+  assert golden["mesh"]["sequence"] == 4 and golden["mesh"]["fsdp"] == 4
+  tokens, examples, width, layers = 50_176 // 4, 16 // 4, 768, 12
+  one = examples * tokens * width  # entries of k or v on a device
+  # Keys and values in bfloat16, three hops forward and three backward; their
+  # gradients in float32, four hops with the way home.
+  moved = layers * (2 * 3 * 2 * 2 * one + 4 * 2 * 4 * one)
+  found = golden["collectives"]["collective-permute"]["bytes"]
+  assert found == pytest.approx(moved, rel=0.1)
+
+
 def test_arithmetic_comes_near_the_compiler():
   golden = json.loads((GOLDEN / "g14_v5e256.json").read_text())
   request = {
