@@ -320,7 +320,7 @@ def _model(config, source) -> tuple[nn.Module, nn.Module]:
   kwargs.setdefault("num_classes", source.classes)
   for name in ("width", "depth", "mlp_dim", "num_heads"):
     size = kwargs.get(name, 1)
-    each = size if isinstance(size, tuple | list) else [size]  # per stage
+    each = size if isinstance(size, tuple | list) else [size]  # per layer
     if not each or any(type(s) is not int or s < 1 for s in each):
       raise UserError(f"model.{name}={size!r}: should be 1 or more")
   known = [f.name for f in dataclasses.fields(family.Model)]
@@ -329,6 +329,8 @@ def _model(config, source) -> tuple[nn.Module, nn.Module]:
       raise UserError(
         f"unknown config key 'model.{name}'{nearest(name, known)}"
       )
+  # A run.json has lists where a config has tuples; modules are hashed.
+  kwargs = {k: tuple(v) if type(v) is list else v for k, v in kwargs.items()}
   model = family.Model(**kwargs)
   plain = {"attention": "reference", "remat": None}
   twin = {k: v for k, v in plain.items() if k in known}

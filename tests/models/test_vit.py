@@ -215,3 +215,47 @@ def test_examples_do_not_see_each_other():
   np.testing.assert_allclose(
     run(IMAGE)[0][1], run(IMAGE.at[0].set(9.0))[0][1], atol=1e-6
   )
+
+
+# ------------------------------------------------------------- unequal layers
+
+
+def test_layers_of_their_own_sizes():
+  m = model(
+    mlp_dim=(16, 48), num_heads=(1, 3), head_dim=8, out_dim=20, pool="map",
+    attention="reference",
+  )  # fmt: skip
+  shapes = axes.unbox(jax.eval_shape(m.init, jax.random.key(0), IMAGE))
+  first, last = (shapes["params"]["encoder"][f"block_0{i}"] for i in (0, 1))
+  assert first["mlp"]["up"]["kernel"].shape == (32, 16)
+  assert last["attention"]["out"]["kernel"].shape == (3, 8, 32)
+  pool = shapes["params"]["map_head"]
+  assert pool["mlp"]["up"]["kernel"].shape == (32, 48)
+  assert shapes["params"]["head"]["kernel"].shape == (20, 5)
+  y, out = jax.eval_shape(m.apply, shapes, IMAGE)
+  assert y.shape == (2, 5) and out["pre_logits"].shape == (2, 20)
+  image = jax.ShapeDtypeStruct((1, 16, 24, 3), jnp.float32)
+  program = jax.make_jaxpr(m.apply)(shapes, image)
+  options = {"mlp_dim": (16, 48), "num_heads": (1, 3), "head_dim": 8}
+  want = vit.flops_per_image(
+    {
+      **vit.variant("mu/8"), **options, "out_dim": 20, "pool": "map",
+      "num_classes": 5,
+    },
+    (16, 24, 3),
+  )  # fmt: skip
+  assert _macs(program.jaxpr) == want + 32 * 3 * 8  # the probe
+
+
+def test_sizes_of_layers_that_do_not_fit():
+  start = lambda **kwargs: jax.eval_shape(
+    model(**kwargs).init, jax.random.key(0), IMAGE
+  )
+  with pytest.raises(UserError, match="mlp_dim has 3 sizes for 2 layers"):
+    start(mlp_dim=(16, 16, 16))
+  with pytest.raises(UserError, match="layers differ in mlp_dim: set scan"):
+    start(mlp_dim=(16, 32), scan=True)
+  with pytest.raises(UserError, match="does not divide width 32: set head_dim"):
+    start(num_heads=(1, 2))
+  same = start(mlp_dim=(64, 64), num_heads=(2, 2), head_dim=16, scan=True)
+  assert jax.tree.structure(same) == jax.tree.structure(start(scan=True))

@@ -26,7 +26,7 @@ from vitscale.core.errors import UserError, nearest
 from vitscale.nn import attention as attention_lib
 from vitscale.nn import patch as patch_lib
 from vitscale.nn import position as position_lib
-from vitscale.nn.block import Block, Stack
+from vitscale.nn.block import Block, Stack, per_layer
 from vitscale.nn.ffn import Mlp
 from vitscale.nn.linear import Linear
 from vitscale.nn.norm import NORMS, LayerNorm
@@ -139,8 +139,12 @@ class Model(nn.Module):
 
   Attributes:
     num_classes: logits; 0 returns the pooled features.
-    width, depth, mlp_dim, num_heads: sizes, see `VARIANTS`.
+    width, depth, mlp_dim, num_heads: sizes, see `VARIANTS`. The last two may
+      be tuples, one number per layer (not scanned, `head_dim` given); an
+      attention pool is sized as the last layer.
     head_dim: width of a head; None for width / num_heads.
+    out_dim: how many of the pooled features are returned and give the logits,
+      the first ones (Matryoshka, 2205.13147); None for all.
     patch_size: canonical patch, a number or (rows, columns).
     pool: "mean" over patches | "cls" | "map" (attention).
     registers: extra learned tokens that are not pooled.
@@ -160,9 +164,10 @@ class Model(nn.Module):
   num_classes: int
   width: int = 192
   depth: int = 12
-  mlp_dim: int = 768
-  num_heads: int = 3
+  mlp_dim: int | tuple[int, ...] = 768
+  num_heads: int | tuple[int, ...] = 3
   head_dim: int | None = None
+  out_dim: int | None = None
   patch_size: Size = 16
   pool: str = "mean"
   registers: int = 0
@@ -236,9 +241,7 @@ class Model(nn.Module):
     block = functools.partial(
       Block,
       self.width,
-      self.num_heads,
-      head_dim,
-      self.mlp_dim,
+      head_dim=head_dim,
       ffn=self.ffn,
       gelu=self.gelu,
       norm=self.norm,
@@ -251,8 +254,9 @@ class Model(nn.Module):
       backend=self.attention,
       dtype=self.dtype,
     )
+    sizes = {"num_heads": self.num_heads, "mlp_dim": self.mlp_dim}
     encoder = Stack(
-      block, self.depth, self.scan, self.drop_path, name="encoder"
+      block, self.depth, self.scan, self.drop_path, sizes, name="encoder"
     )
     x, out["encoder"] = encoder(x, train=train, rope=rope)
     norm = NORMS[self.norm](self.norm_eps, dtype=self.dtype, name="final_norm")
@@ -269,8 +273,8 @@ class Model(nn.Module):
     else:
       x = MapHead(
         self.width,
-        self.mlp_dim,
-        self.num_heads,
+        per_layer(self.mlp_dim, self.depth, "mlp_dim")[-1],
+        per_layer(self.num_heads, self.depth, "num_heads")[-1],
         head_dim,
         gelu=self.gelu,
         bias=self.bias,
@@ -281,7 +285,7 @@ class Model(nn.Module):
       )(x)
     if self.norm_pooled:
       x = norm(x)
-    x = out["pre_logits"] = x.astype(jnp.float32)
+    x = out["pre_logits"] = x.astype(jnp.float32)[:, : self.out_dim]
     if self.num_classes:
       head = Linear(
         "embed -> classes", (self.num_classes,), init=axes.zeros, name="head"
@@ -305,17 +309,21 @@ class Model(nn.Module):
     return tokens
 
 
-def head_dim_of(width: int, num_heads: int, head_dim: int | None) -> int:
+def head_dim_of(
+  width: int, num_heads: int | tuple[int, ...], head_dim: int | None
+) -> int:
   """`head_dim`, or width / num_heads.
 
   Raises:
-    UserError: the heads do not divide the width.
+    UserError: the heads do not divide the width, or differ between layers.
   """
-  if head_dim is None and width % num_heads:
+  if head_dim is not None:
+    return head_dim
+  if not isinstance(num_heads, int) or width % num_heads:
     raise UserError(
       f"num_heads {num_heads} does not divide width {width}: set head_dim"
     )
-  return head_dim or width // num_heads
+  return width // num_heads
 
 
 def flops_per_image(
@@ -333,19 +341,20 @@ def flops_per_image(
   """
   model = Model(**{"num_classes": 0, **kwargs})
   h, w, c = image_shape
-  d, m = model.width, model.mlp_dim
+  d = model.width
   ph, pw = patch_lib.pair(model.patch_size)
   gh, gw = patch_lib.grid_of((h, w), (ph, pw))
   n = gh * gw + (model.pool == "cls") + model.registers
   hd = head_dim_of(d, model.num_heads, model.head_dim)
-  inner = model.num_heads * hd
-  attend = functools.partial(
-    attention_lib.macs, num_heads=model.num_heads, head_dim=hd
-  )
-  ffn = (3 if model.ffn == "swiglu" else 2) * n * d * m
+  heads = per_layer(model.num_heads, model.depth, "num_heads")
+  hidden = per_layer(model.mlp_dim, model.depth, "mlp_dim")
+  attend = functools.partial(attention_lib.macs, head_dim=hd)
   total = gh * gw * ph * pw * c * d
-  total += model.depth * (4 * n * d * inner + attend(n, n) + ffn)
+  for k, m in zip(heads, hidden):
+    total += 4 * n * d * k * hd + attend(n, n, k)
+    total += (3 if model.ffn == "swiglu" else 2) * n * d * m
   if model.pool == "map":
     # The query is the same for every image: its product is not counted.
-    total += (2 * n + 1) * d * inner + attend(1, n) + 2 * d * m
-  return total + d * model.num_classes
+    k, m = heads[-1], hidden[-1]
+    total += (2 * n + 1) * d * k * hd + attend(1, n, k) + 2 * d * m
+  return total + min(model.out_dim or d, d) * model.num_classes

@@ -8,8 +8,9 @@ H100). A stack is either looped, one set of parameters per layer (`block_00`,
 tree of parameters into the other.
 """
 
+import dataclasses
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -218,21 +219,25 @@ def _pick(what: str, name: str | None, table: Mapping) -> Any:
 
 
 class Stack(nn.Module):
-  """Equal blocks one after another.
+  """Blocks of one width, one after another.
 
   Attributes:
     block: makes one block, for example `functools.partial(Block, ...)`; its
       call takes and returns what `Block` does.
     depth: number of blocks.
-    scan: stack the parameters and scan over them.
+    scan: stack the parameters and scan over them, blocks being equal.
     drop_path: stochastic depth of the last block; the first has 0, those
       between rise evenly.
+    sizes: further options of `block`: one number, or one per block.
   """
 
   block: Callable[..., nn.Module]
   depth: int
   scan: bool = False
   drop_path: float = 0.0
+  sizes: Mapping[str, int | tuple[int, ...]] = dataclasses.field(
+    default_factory=dict
+  )
 
   @nn.compact
   def __call__(
@@ -252,8 +257,13 @@ class Stack(nn.Module):
     shape = x.shape
     x = constrain(flatten(x))
     rates = np.linspace(0.0, self.drop_path, self.depth)
+    each = {k: per_layer(v, self.depth, k) for k, v in self.sizes.items()}
     if self.scan:
-      block = self.block(scanned=True, name="blocks")
+      for name, values in each.items():
+        if len(set(values)) > 1:
+          raise UserError(f"layers differ in {name}: set scan=False")
+      equal = {name: values[0] for name, values in each.items()}
+      block = self.block(**equal, scanned=True, name="blocks")
       # No rates at all when off, so that nothing is drawn for them.
       rates = jnp.asarray(rates, jnp.float32) if self.drop_path else None
 
@@ -273,12 +283,27 @@ class Stack(nn.Module):
     else:
       out = {}
       for i, rate in enumerate(rates):
-        block = self.block(name=layer_name(i))
+        own = {name: values[i] for name, values in each.items()}
+        block = self.block(**own, name=layer_name(i))
         x, out[layer_name(i)] = block(
           x, float(rate), batch=shape[0], train=train, **who
         )
     last = lambda y: y.reshape(*y.shape[: y.ndim - x.ndim], *shape)
     return last(x), jax.tree.map(last, out)
+
+
+def per_layer(
+  size: int | Sequence[int], depth: int, what: str
+) -> tuple[int, ...]:
+  """A size of every layer, from one number or one per layer.
+
+  Raises:
+    UserError: another number of sizes than layers.
+  """
+  sizes = (size,) * depth if isinstance(size, int) else tuple(size)
+  if len(sizes) != depth:
+    raise UserError(f"{what} has {len(sizes)} sizes for {depth} layers")
+  return sizes
 
 
 def parts_of(out: Mapping[str, Any], i: int) -> dict[str, jax.Array]:

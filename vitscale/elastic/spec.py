@@ -1,0 +1,362 @@
+"""What part of a model a nested model is, said by axis names.
+
+    ffn=1/2                     half of the hidden units of every layer
+    ffn=1/4x6,1/2x6             a quarter in six layers, half in the next six
+    heads=1/2 embed=1/2 ffn=1/2 a narrower model, heads as wide as before
+    depth=3/4                   the first layers; layers=3/4: spread evenly
+    layers=0-4,7                these layers
+    out=64                      the first 64 pooled features (Matryoshka)
+    full                        the whole model
+
+A fraction is written 1/2, 0.5 or 50%; 1 is the whole, and an integer from 2
+on is a size. Lists (ffn, heads) have one entry per layer that is kept.
+
+`resolve` turns a spec into options of the plain family, whose `Model` calls
+these `mlp_dim num_heads width depth out_dim`; nothing else here knows of
+models.
+"""
+
+import dataclasses
+import itertools
+import math
+import re
+from collections.abc import Callable, Mapping
+from fractions import Fraction
+from typing import Any
+
+import flax.linen as nn
+import numpy as np
+
+from vitscale.core.errors import UserError, nearest
+from vitscale.nn.block import per_layer
+
+Part = Fraction | int  # of a whole, or a size
+WHOLE = Fraction(1)
+
+# Key of a spec -> option of a family's Model.
+OPTIONS: dict[str, str] = {
+  "ffn": "mlp_dim",
+  "heads": "num_heads",
+  "embed": "width",
+  "depth": "depth",
+  "layers": "depth",
+  "out": "out_dim",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class ElasticSpec:
+  """A granularity; `parse` makes one, `str` writes it.
+
+  Attributes:
+    ffn, heads: part of the hidden units and heads, one for all layers or one
+      per kept layer.
+    embed: part of the residual width; heads keep their width.
+    depth: part of the layers, the first of them.
+    layers: instead of `depth`, a fraction spread evenly or layer numbers.
+    out: part of the pooled features that the logits see (MRL, 2205.13147).
+  """
+
+  ffn: tuple[Part, ...] = (WHOLE,)
+  heads: tuple[Part, ...] = (WHOLE,)
+  embed: Part = WHOLE
+  depth: Part = WHOLE
+  layers: Fraction | tuple[int, ...] = WHOLE
+  out: Part = WHOLE
+
+  def touched(self) -> set[str]:
+    """Keys that are not the whole."""
+    whole = ElasticSpec()
+    names = [field.name for field in dataclasses.fields(self)]
+    return {k for k in names if getattr(self, k) != getattr(whole, k)}
+
+  def __str__(self) -> str:
+    texts = [
+      f"{field.name}={_write(field.name, getattr(self, field.name))}"
+      for field in dataclasses.fields(self)
+      if field.name in self.touched()
+    ]
+    return " ".join(texts) or "full"
+
+
+# ------------------------------------------------------------------- parsing
+
+
+def parse(text: str) -> ElasticSpec:
+  """The spec of a text, see the module; `parse(str(spec)) == spec`.
+
+  Raises:
+    UserError: unknown or repeated key, or a value that can't be read.
+  """
+  found: dict[str, Any] = {}
+  items = text.split()
+  for item in [] if items == ["full"] else items:
+    key, _, value = item.partition("=")
+    if key not in OPTIONS:
+      raise UserError(f"spec {text!r}: unknown {key!r}{nearest(key, OPTIONS)}")
+    if key in found:
+      raise UserError(f"spec {text!r} gives {key!r} twice")
+    found[key] = _read(key, value)
+  if not items:
+    raise UserError("empty spec: write for example 'ffn=1/2', or 'full'")
+  if "depth" in found and "layers" in found:
+    raise UserError(f"spec {text!r} gives both depth and layers: choose one")
+  return ElasticSpec(**found)
+
+
+_ITEM = re.compile(r"(\d+/\d+|\d*\.\d+|\d+%?)(?:x(\d+))?")
+_LAYERS = re.compile(r"(\d+)(?:-(\d+))?")
+
+
+def _read(key: str, text: str) -> Any:
+  parts: list[Part] = []
+  if key == "layers" and not re.fullmatch(r"1|\d+/\d+|\d*\.\d+|\d+%", text):
+    return _read_layers(text)
+  for item in text.split(","):
+    match = _ITEM.fullmatch(item)
+    if not match or match[2] == "0":
+      raise UserError(
+        f"spec {key}={text}: {item!r} is no part of a whole: write 1/2, 0.5,"
+        " a size from 2 on, or 1/4x6 for six layers"
+      )
+    parts += [_part(key, match[1])] * int(match[2] or 1)
+  if key in ("ffn", "heads"):
+    return tuple(parts)
+  if len(parts) > 1:
+    raise UserError(f"spec {key}={text}: one value, not one per layer")
+  return parts[0]
+
+
+def _part(key: str, text: str) -> Part:
+  try:
+    whole = text.isdigit() and int(text) > 1
+    percent = text.endswith("%")
+    part = Fraction(text[:-1]) / 100 if percent else Fraction(text)
+  except ZeroDivisionError:
+    part, whole = Fraction(0), False
+  if whole:
+    return int(text)
+  if not 0 < part <= 1:
+    raise UserError(f"spec {key}={text}: a fraction is above 0, at most 1")
+  return part
+
+
+def _read_layers(text: str) -> tuple[int, ...]:
+  numbers: list[int] = []
+  for item in text.split(","):
+    match = _LAYERS.fullmatch(item)
+    if not match:
+      raise UserError(
+        f"spec layers={text}: {item!r} is no layer: write 3/4, or 0-4,7"
+      )
+    first = int(match[1])
+    numbers += range(first, int(match[2] or first) + 1)
+  if not numbers or any(a >= b for a, b in itertools.pairwise(numbers)):
+    raise UserError(f"spec layers={text}: should rise, each layer once")
+  return tuple(numbers)
+
+
+def _write(key: str, value: Any) -> str:
+  if not isinstance(value, tuple):
+    return str(value)
+  if key == "layers":  # a run rises in step with its place: 0-4,7-7
+    runs = itertools.groupby(enumerate(value), lambda pair: pair[1] - pair[0])
+    ends = [[layer for _, layer in run] for _, run in runs]
+    return ",".join(f"{run[0]}-{run[-1]}" for run in ends)
+  runs = [(part, len(list(run))) for part, run in itertools.groupby(value)]
+  return ",".join(f"{part}x{n}" if n > 1 else str(part) for part, n in runs)
+
+
+# ----------------------------------------------------------------- resolving
+
+
+def resolve(
+  spec: ElasticSpec, kwargs: Mapping[str, Any]
+) -> tuple[dict[str, Any], tuple[int, ...]]:
+  """A spec as options of the plain family.
+
+  Args:
+    spec: of the small model.
+    kwargs: all options of the big model (`options_of`).
+
+  Returns:
+    The options in which the small model differs, ready for its `Model` and
+    for a config (layers of unequal size become tuples, and are looped); and
+    the numbers of the big model's layers that are kept.
+
+  Raises:
+    UserError: an option the family doesn't have, a part that is not whole
+      (nearest offered), a size above the model's, or another number of layers.
+  """
+  for key in spec.touched():
+    if kwargs.get(OPTIONS[key], ()) == () or (
+      isinstance(kwargs.get("depth"), list | tuple)
+    ):
+      raise UserError(f"this family has no {OPTIONS[key]!r} to cut ({key}=)")
+  depth = kwargs.get("depth", 0)
+  layers = _layers(spec, depth)
+  new: dict[str, Any] = {"depth": len(layers)} if depth else {}
+  for key in ("ffn", "heads"):
+    if OPTIONS[key] in kwargs:
+      new[OPTIONS[key]] = _sizes(spec, key, kwargs, layers)
+  if "width" in kwargs:
+    new["width"] = _size(spec.embed, kwargs["width"], "embed")
+  if spec.out != WHOLE or kwargs.get("out_dim"):
+    known = min(kwargs.get("out_dim") or new["width"], new["width"])
+    out = _size(spec.out, known, "out")
+    new["out_dim"] = out if out < new["width"] else None
+  changes = {k: v for k, v in new.items() if v != kwargs[k]}
+  heads = kwargs.get("num_heads")
+  if {"width", "num_heads"} & set(changes) and kwargs.get("head_dim") is None:
+    changes["head_dim"] = kwargs["width"] // heads
+  if any(isinstance(v, tuple) for v in new.values()) and kwargs.get("scan"):
+    changes["scan"] = False
+  return changes, layers
+
+
+def small(
+  model: nn.Module, spec: ElasticSpec
+) -> tuple[nn.Module, tuple[int, ...]]:
+  """The plain small model of a spec, and the layers of `model` it keeps."""
+  changes, layers = resolve(spec, options_of(model))
+  return model.clone(**changes), layers
+
+
+def options_of(model: nn.Module) -> dict[str, Any]:
+  """A model's options by name."""
+  fields = [f.name for f in dataclasses.fields(model)]
+  return {k: getattr(model, k) for k in fields if k not in ("parent", "name")}
+
+
+def _layers(spec: ElasticSpec, depth: int) -> tuple[int, ...]:
+  if isinstance(spec.layers, tuple):
+    if spec.layers[-1] >= depth:
+      raise UserError(
+        f"spec '{spec}' is deeper than the model: layers are 0 to {depth - 1}"
+      )
+    return spec.layers
+  if spec.layers == WHOLE:
+    if isinstance(spec.depth, int) and spec.depth > depth:
+      raise UserError(f"spec '{spec}' is deeper than the model of {depth}")
+    return tuple(range(_size(spec.depth, depth, "depth") if depth else 0))
+  # As DynaBERT keeps them (2004.04037; `kept_layers_index` of its code).
+  count = _size(spec.layers, depth, "layers")
+  return tuple(math.floor(i / spec.layers) for i in range(count))
+
+
+def _sizes(spec, key, kwargs, layers) -> int | tuple[int, ...]:
+  """Of all kept layers; one number where they are equal."""
+  parts, whole = getattr(spec, key), kwargs[OPTIONS[key]]
+  if not layers:
+    return _size(parts[0], whole, key)
+  if len(parts) not in (1, len(layers)):
+    deeper = len(parts) > len(layers)
+    raise UserError(
+      f"spec '{spec}' {'is deeper than' if deeper else 'leaves out layers of'}"
+      f" the model: {key} names {len(parts)} layers, there are {len(layers)}"
+    )
+  whole = per_layer(whole, kwargs["depth"], OPTIONS[key])
+  parts = parts * len(layers) if len(parts) == 1 else parts
+  sizes = tuple(_size(p, whole[i], key) for p, i in zip(parts, layers))
+  return sizes[0] if len(set(sizes)) == 1 else sizes
+
+
+def _size(part: Part, whole: int, key: str) -> int:
+  if isinstance(part, int):
+    if part > whole:
+      raise UserError(f"spec {key}={part}: the model has {whole}")
+    return part
+  exact = part * whole
+  if exact.denominator != 1:
+    near = sorted({max(math.floor(exact), 1), math.ceil(exact)})
+    texts = [f"{Fraction(n, whole)} ({n})" for n in near]
+    raise UserError(
+      f"spec {key}={part} of {whole} is {float(exact):.4g}, not whole: nearest"
+      f" {' or '.join(texts)}"
+    )
+  return int(exact)
+
+
+# ------------------------------------------------------------------- presets
+
+
+def preset(text: str) -> tuple[str, ...]:
+  """The granularities that a paper nests, smallest first.
+
+  Args:
+    text: a key of `PRESETS`, with a number of its own behind a colon:
+      `hydravit:6` for models of 6 heads, `scala:7` for 7 widths, `ofa:24` for
+      24 layers.
+
+  Raises:
+    UserError: unknown name, or a number that makes no sense.
+  """
+  name, colon, number = text.partition(":")
+  if name not in PRESETS:
+    raise UserError(f"elastic preset {name!r}{nearest(name, PRESETS)}")
+  make, default, least = PRESETS[name]
+  if colon and (not number.isdigit() or default is None):
+    raise UserError(f"elastic preset {text!r}: write for example 'scala:7'")
+  count = int(number) if colon else default
+  if count is not None and count < least:
+    raise UserError(f"elastic preset {text!r}: {count} is below {least}")
+  return tuple(str(parse(one)) for one in make(count))
+
+
+def _matvit(_: None) -> list[str]:
+  """MatFormer, 2310.07707 section 3.1: S, M, L, XL of the hidden units."""
+  return [f"ffn={part}" for part in ("1/8", "1/4", "1/2", "1")]
+
+
+def _hydravit(heads: int) -> list[str]:
+  """HydraViT, 2409.17978: k heads of the largest, width and FFN with them.
+
+  Published with 3 to 12 of 12 heads (DeiT-Ti to DeiT-B).
+  """
+  return [_all(Fraction(k, heads)) for k in range(-(-heads // 4), heads + 1)]
+
+
+def _scala(count: int) -> list[str]:
+  """Scala (NeurIPS 2024): widths r in [1/4, 1], `count` evenly spaced.
+
+  Every width goes with r (ViT-B at r = 0.5 is ViT-S), heads included.
+  """
+  step = Fraction(3, 4 * (count - 1))
+  return [_all(Fraction(1, 4) + k * step) for k in range(count)]
+
+
+def _all(part: Fraction) -> str:
+  return f"heads={part} embed={part} ffn={part}"
+
+
+def _dynabert(_: None) -> list[str]:
+  """DynaBERT, 2004.04037 section 3: 4 widths (heads and FFN) x 3 depths."""
+  return [
+    f"heads={width} ffn={width} layers={depth}"
+    for depth in ("1/2", "3/4", "1")
+    for width in ("1/4", "1/2", "3/4", "1")
+  ]
+
+
+def _ofa(layers: int) -> list[str]:
+  """Each layer's FFN drawn by itself, as MatFormer's table 14 calls OFA.
+
+  OFA (1908.09791) draws anew in every step; here 14 draws that were made once
+  stand beside the smallest and the largest, so that compiles are bounded.
+  """
+  levels, rng = ("1/8", "1/4", "1/2", "1"), np.random.default_rng(0)
+  drawn = rng.integers(4, size=(14, layers))
+  pool = {",".join(levels[i] for i in row) for row in drawn}
+  return ["ffn=1/8", *sorted(f"ffn={one}" for one in pool), "ffn=1"]
+
+
+Make = Callable[[Any], list[str]]
+
+# Name -> (granularities of a number, its default, its least value).
+PRESETS: dict[str, tuple[Make, int | None, int]] = {
+  "matvit": (_matvit, None, 0),
+  "hydravit": (_hydravit, 12, 1),
+  "scala": (_scala, 4, 2),
+  "dynabert": (_dynabert, None, 0),
+  "ofa": (_ofa, 12, 1),
+}
