@@ -228,7 +228,7 @@ def param_shardings(
       f"rule {asked!r} matches no parameter{nearest(asked, sorted(roles))}"
     )
   specs = {
-    path: _param_spec(path, named[path], leaf, mesh, rules, small)
+    path: param_spec(path, named[path], leaf, mesh, rules, small)
     for path, leaf in shapes.items()
   }
   return tree_lib.like(
@@ -236,7 +236,15 @@ def param_shardings(
   )
 
 
-def _param_spec(path, axes, leaf, mesh, rules, small) -> PartitionSpec:
+def param_spec(
+  path: str,
+  axes: axes_lib.Axes,
+  leaf: Any,
+  mesh: Mesh | AbstractMesh,
+  rules: Rules = RULES,
+  small: int = SMALL,
+) -> PartitionSpec:
+  """One parameter of `param_shardings`, with the same errors about it."""
   if len(axes.names) != len(leaf.shape):
     raise AxisError(f"{path}: axes '{axes}' for shape {tuple(leaf.shape)}")
   if math.prod(leaf.shape) < small:

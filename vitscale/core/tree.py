@@ -240,24 +240,28 @@ def shrink(params: Any, names: Any, small: Any) -> Any:
   for path, target in flatten(small).items():
     if path not in flat:
       raise AxisError(f"the big model has no {path}{_near(path, list(flat))}")
-    x, axes = flat[path], named[path]
-    _check_rank(path, axes, x)
-    have, want = tuple(x.shape), tuple(target.shape)
-    if len(have) != len(want):
-      raise AxisError(f"{path}: rank of {have} is not that of {want}")
-    for dim, (name, big, little) in enumerate(zip(axes.names, have, want)):
-      if big == little:
-        continue
-      if little > big:
-        raise AxisError(f"{path}: axis {name!r} grows from {big} to {little}")
-      if axes_lib.role(name) in WHOLE:
-        raise AxisError(
-          f"{path}: axis {name!r} goes from {big} to {little}, but it cannot"
-          " be sliced; resize it"
-        )
-      x = _take(x, dim, little, path)
-    out[path] = x
+    out[path] = shrink_leaf(path, flat[path], named[path], target)
   return like(small, out)
+
+
+def shrink_leaf(path: str, x: Any, axes: Axes, target: Any) -> Any:
+  """One parameter of `shrink`, with the same errors; `path` is for them."""
+  _check_rank(path, axes, x)
+  have, want = tuple(x.shape), tuple(target.shape)
+  if len(have) != len(want):
+    raise AxisError(f"{path}: rank of {have} is not that of {want}")
+  for dim, (name, big, little) in enumerate(zip(axes.names, have, want)):
+    if big == little:
+      continue
+    if little > big:
+      raise AxisError(f"{path}: axis {name!r} grows from {big} to {little}")
+    if axes_lib.role(name) in WHOLE:
+      raise AxisError(
+        f"{path}: axis {name!r} goes from {big} to {little}, but it cannot"
+        " be sliced; resize it"
+      )
+    x = _take(x, dim, little, path)
+  return x
 
 
 def _take(x: Any, dim: int, index: Index, where: str) -> Any:

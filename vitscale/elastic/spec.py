@@ -206,9 +206,7 @@ def resolve(
     out = _size(spec.out, known, "out")
     new["out_dim"] = out if out < new["width"] else None
   changes = {k: v for k, v in new.items() if v != kwargs[k]}
-  heads = kwargs.get("num_heads")
-  if {"width", "num_heads"} & set(changes) and kwargs.get("head_dim") is None:
-    changes["head_dim"] = kwargs["width"] // heads
+  changes |= _head_dim(kwargs, new)
   if any(isinstance(v, tuple) for v in new.values()) and kwargs.get("scan"):
     changes["scan"] = False
   return changes, layers
@@ -242,6 +240,23 @@ def _layers(spec: ElasticSpec, depth: int) -> tuple[int, ...]:
   # As DynaBERT keeps them (2004.04037; `kept_layers_index` of its code).
   count = _size(spec.layers, depth, "layers")
   return tuple(math.floor(i / spec.layers) for i in range(count))
+
+
+def _head_dim(kwargs, new) -> dict[str, int]:
+  """Heads stay as wide as they are, where that has to be said."""
+  width, heads = kwargs.get("width"), kwargs.get("num_heads")
+  if heads is None or width is None or kwargs.get("head_dim") is not None:
+    return {}
+  wide = width // heads
+  if new["width"] // wide == new["num_heads"] and not new["width"] % wide:
+    return {}
+  if "head_dim" not in kwargs:
+    raise UserError(
+      f"heads of this family are as wide as width / num_heads, here {wide}:"
+      f" {new['num_heads']} heads in a width of {new['width']} would not be;"
+      " give heads= and embed= the same part"
+    )
+  return {"head_dim": wide}
 
 
 def _sizes(spec, key, kwargs, layers) -> int | tuple[int, ...]:
