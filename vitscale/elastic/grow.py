@@ -1,0 +1,153 @@
+"""Growing a trained model into a larger one that computes the same.
+
+    append      new hidden units that nothing listens to yet: zero where they
+                read, fresh where they write (TokenFormer, 2410.23168)
+    copy        new units are copies, and what they write is shared out:
+                Net2WiderNet (1511.05641) along hidden units and heads,
+                HyperCloning (2409.12903) along every width at once
+
+All of them read axis names: an axis left of a parameter's arrow is what it
+reads from, so no family has code for it. With `append` the first gradient
+reaches the new units' reading side only through what they write, so that
+must not be zero as well.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vitscale.core import axes as axes_lib
+from vitscale.core import tree
+from vitscale.core.axes import Axes, AxisError
+
+# A copied entry of these would count twice in a norm's mean unless all are
+# copied equally often.
+NORMED = ("embed",)
+
+
+def append(params: Any, names: Any, fresh: Any) -> Any:
+  """The large model that starts with the small one and computes the same.
+
+  Exact where a unit that reads nothing writes nothing: GELU and SwiGLU hidden
+  units, attention heads (their values are zero), Pattention pairs with a kept
+  `scale_tokens`; not pairs under a softmax (`exp_l1`).
+
+  Args:
+    params: tree of arrays of the small model.
+    names: `Axes` of the large model's parameters.
+    fresh: the large model's parameters as initialised.
+
+  Returns:
+    `fresh` with `params` in the leading corner; the rest of a parameter is
+    zero where it lies along an output axis that grew.
+
+  Raises:
+    AxisError: a parameter only one of them has, one that got smaller, or one
+      that grew along an axis that norms see.
+  """
+  named, big, small = (tree.flatten(t) for t in (names, fresh, params))
+  tree.check_same(small, big, "the small model", "the large one")
+  out = {}
+  for path, new in big.items():
+    old, axes = small[path], named[path]
+    grew = _grown(path, axes, old.shape, new.shape)
+    for name in grew:
+      if axes_lib.role(name) in NORMED:
+        raise AxisError(
+          f"{path}: axis {name!r} is seen by norms, appending to it changes"
+          " what they compute: use copy"
+        )
+    keep = jnp.ones(new.shape, bool)
+    for dim, name in enumerate(axes.names):
+      if name in grew and name not in axes.fan_in:
+        entry = jnp.arange(new.shape[dim]) < old.shape[dim]
+        keep &= jnp.expand_dims(entry, [d for d in range(new.ndim) if d != dim])
+    corner = tuple(slice(n) for n in old.shape)
+    out[path] = jnp.where(keep, new, 0).at[corner].set(old)
+  return tree.like(fresh, out)
+
+
+def copies(small: int, large: int, key: jax.Array | None = None) -> np.ndarray:
+  """(large,) which old unit each new one is: all in turn, or drawn by `key`.
+
+  Raises:
+    AxisError: `large` is smaller.
+  """
+  if large < small:
+    raise AxisError(f"{large} units can't hold copies of {small}")
+  more = np.arange(large - small) % small
+  if key is not None:
+    more = np.asarray(jax.random.randint(key, (large - small,), 0, small))
+  return np.concatenate([np.arange(small), more])
+
+
+def copy(params: Any, names: Any, index: Mapping[str, Sequence[int]]) -> Any:
+  """Every parameter with the units of some axes copied; computes the same.
+
+  Args:
+    params: tree of arrays.
+    names: the same tree of `Axes`.
+    index: role -> which old entry each new one is (`copies`). All scopes of a
+      role grow alike.
+
+  Returns:
+    The large parameters: entries along a named axis are repeated, and divided
+    by how often where the parameter reads from it.
+
+  Raises:
+    AxisError: an entry that is dropped, an axis that no parameter has, or
+      one that norms see and whose entries are not copied equally often.
+  """
+  counts = {}
+  for name, which in index.items():
+    counts[name] = np.bincount(which)
+    if not counts[name].all():
+      raise AxisError(
+        f"axis {name!r}: entry {counts[name].argmin()} is dropped"
+      )
+    if name in NORMED and len(set(counts[name])) > 1:
+      raise AxisError(
+        f"axis {name!r} is seen by norms: copy all its entries equally often"
+        f" ({len(counts[name])} to a multiple of it)"
+      )
+  named, out, used = tree.flatten(names), {}, set()
+  for path, x in tree.flatten(params).items():
+    for dim, name in enumerate(named[path].names):
+      role = axes_lib.role(name)
+      if role not in index:
+        continue
+      used.add(role)
+      which = np.asarray(index[role])
+      if len(counts[role]) != x.shape[dim]:
+        raise AxisError(
+          f"{path}: axis {name!r} has {x.shape[dim]} entries, not"
+          f" {len(counts[role])}"
+        )
+      x = jnp.take(x, which, axis=dim)
+      if name in named[path].fan_in:
+        shared = 1 / counts[role][which]
+        x = x * jnp.expand_dims(
+          jnp.asarray(shared, x.dtype),
+          [d for d in range(x.ndim) if d != dim],
+        )
+    out[path] = x
+  if missing := sorted(set(index) - used):
+    raise AxisError(f"no parameter has axis {missing[0]!r}")
+  return tree.like(params, out)
+
+
+def _grown(path: str, axes: Axes, old, new) -> list[str]:
+  """Names of the axes that grew.
+
+  Raises:
+    AxisError: other rank, or one that got smaller.
+  """
+  if len(old) != len(new):
+    raise AxisError(f"{path}: rank of {tuple(old)} is not that of {tuple(new)}")
+  for name, a, b in zip(axes.names, old, new):
+    if b < a:
+      raise AxisError(f"{path}: axis {name!r} shrinks from {a} to {b}")
+  return [n for n, a, b in zip(axes.names, old, new) if b > a]
