@@ -47,7 +47,7 @@ class Bench:
   task: Any
   source: Any
   batches: Callable[[int], Iterator[dict[str, np.ndarray]]]  # from data step
-  draws: tuple[draws.Draw, ...]
+  draws: tuple[draws.Draws, ...]
   mesh: jax.sharding.Mesh
   rules: Any
   init: Callable[[int], step_lib.State]  # seed -> state, sharded
@@ -103,6 +103,7 @@ def build(
   model, reference = _model(read["model"], source)
   chosen = draws.make(read.group("draws"))
   _check_draws(chosen, model)
+  chosen += getattr(task, "draws", ())
   boxed = jax.eval_shape(
     lambda key: task.init(model, key, _zeros(batch)), jax.random.key(0)
   )
@@ -120,7 +121,9 @@ def build(
     return stream(start, seed, *sharding.data_block(mesh, rules))
 
   # Facts: parameters, FLOPs, durations.
-  facts = facts_lib.facts(task, reference, source, batch, abstract, names)
+  facts = facts_lib.facts(
+    task, reference, source, batch, abstract, names, chosen
+  )
   model = for_platform(
     model, facts["tokens_per_example"], mesh.devices.flat[0].platform
   )

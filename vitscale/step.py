@@ -16,7 +16,6 @@ Seed and learning rates are inputs of the step, so that a sweep over them
 shares one compiled program.
 """
 
-import itertools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -172,7 +171,7 @@ def window(
   model: nn.Module,
   batch: Any,
   abstract: Any,
-  chosen: tuple[draws.Draw, ...],
+  chosen: tuple[draws.Draws, ...],
   mesh: jax.sharding.Mesh,
   rules: sharding.Rules,
 ) -> tuple[dict[str, jax.Array], sharding.Scope]:
@@ -191,8 +190,7 @@ def _logged(task, model, batch, abstract, chosen) -> list[str]:
   """Names of the players' metrics, the count aside."""
   key = jax.eval_shape(lambda: jax.random.key(0))  # no device is needed
   names: list[str] = []
-  for values in itertools.product(*(d.values for d in chosen)):
-    draw = {d.name: value for d, value in zip(chosen, values)}
+  for _, draw in draws.outcomes(chosen):
     seen = []
     for player in task.players:
       objective = getattr(task, player.loss)

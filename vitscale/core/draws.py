@@ -35,6 +35,26 @@ class Draw:
     return self.values[-1]
 
 
+@dataclasses.dataclass(frozen=True)
+class Cycle:
+  """A draw that takes its values in turn."""
+
+  name: str
+  values: tuple[Any, ...]
+
+  @property
+  def weights(self) -> tuple[float, ...]:
+    return (1.0,) * len(self.values)
+
+  def at(self, seed: int, step: int) -> Any:
+    """The value of this step; the seed changes nothing."""
+    del seed
+    return self.values[step % len(self.values)]
+
+
+Draws = Draw | Cycle
+
+
 def make(config: Mapping[str, Any]) -> tuple[Draw, ...]:
   """Draws from a config group `name -> {values, weights}`.
 
@@ -55,6 +75,21 @@ def make(config: Mapping[str, Any]) -> tuple[Draw, ...]:
   return tuple(draws)
 
 
-def at(draws: tuple[Draw, ...], seed: int, step: int) -> dict[str, Any]:
+def at(draws: tuple[Draws, ...], seed: int, step: int) -> dict[str, Any]:
   """All draws of a step, by name."""
   return {draw.name: draw.at(seed, step) for draw in draws}
+
+
+def outcomes(
+  draws: tuple[Draws, ...],
+) -> list[tuple[float, dict[str, Any]]]:
+  """Every combination of values with its share of the steps."""
+  found = [(1.0, {})]
+  for draw in draws:
+    total = sum(draw.weights)
+    found = [
+      (share * weight / total, {**values, draw.name: value})
+      for share, values in found
+      for value, weight in zip(draw.values, draw.weights)
+    ]
+  return found

@@ -6,6 +6,7 @@ A task module has `make(config, source) -> Task`; a Task offers
     loss(model, variables, batch, rngs, draw) -> (loss, aux)
     predict(model, variables, batch) -> dict of per-example arrays
     players: tuple[Player, ...]
+    draws: tuple (optional), what it samples itself (core/draws.py)
 
 `aux["metrics"]` are scalars to log, `aux["state"]` (optional) new mutable
 collections. Several players (GANs, teachers) each name their own loss method,

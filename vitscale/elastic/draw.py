@@ -1,0 +1,73 @@
+"""Which granularities a step trains: strategies as declared draws.
+
+A strategy turns granularities, smallest first, into a draw whose values are
+the granularities of one step. The draw has finitely many values, so compiles
+are bounded, and is a function of seed and step alone.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+
+from vitscale.core import draws
+from vitscale.core.errors import UserError
+
+NAME = "nest"
+MOST = 64  # values of a draw, each of which compiles a step
+
+
+def sampled(
+  granularities: Sequence[str], weights: Sequence[float] = ()
+) -> draws.Draw:
+  """One granularity a step (MatFormer, 2310.07707 equation 2; HydraViT).
+
+  Args:
+    granularities: spec texts.
+    weights: relative probability of each; uniform by default.
+  """
+  weights = tuple(weights) or (1.0,) * len(granularities)
+  if len(weights) != len(granularities) or min(weights) <= 0:
+    raise UserError(
+      f"task.weights {weights}: give one positive weight to each of the"
+      f" {len(granularities)} granularities"
+    )
+  return draws.Draw(NAME, tuple((one,) for one in granularities), weights)
+
+
+def joint(granularities: Sequence[str]) -> draws.Draw:
+  """All of them in every step (MatViT's released code; Matryoshka)."""
+  return draws.Draw(NAME, (tuple(granularities),), (1.0,))
+
+
+def sandwich(granularities: Sequence[str], middle: int = 2) -> draws.Draw:
+  """Smallest, largest and `middle` others (US-Net, 1903.05134 section 3.3).
+
+  Raises:
+    UserError: fewer others than that, or too many choices of them.
+  """
+  first, *others, last = granularities
+  count = math.comb(len(others), middle) if middle >= 0 else 0
+  if not 0 < count <= MOST:
+    raise UserError(
+      f"task.middle={middle} of {len(others)} granularities between the"
+      f" smallest and the largest: {count} choices, each compiles a step, 1 to"
+      f" {MOST} are fine"
+    )
+  values = [
+    (first, *some, last) for some in itertools.combinations(others, middle)
+  ]
+  return draws.Draw(NAME, tuple(values), (1.0,) * count)
+
+
+def round_robin(granularities: Sequence[str]) -> draws.Cycle:
+  """One after another, largest last."""
+  return draws.Cycle(NAME, tuple((one,) for one in granularities))
+
+
+# Name -> (strategy, what it takes besides the granularities).
+STRATEGIES: dict[str, tuple[Callable[..., draws.Draws], tuple[str, ...]]] = {
+  "sampled": (sampled, ("weights",)),
+  "joint": (joint, ()),
+  "sandwich": (sandwich, ("middle",)),
+  "round_robin": (round_robin, ()),
+}

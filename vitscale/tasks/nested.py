@@ -1,0 +1,158 @@
+"""Nested training: the task of a family, on slices of one big model.
+
+    config.task = {
+      "name": "nested", "of": {"name": "classify"},
+      "granularities": "matvit",      # a preset, or a tuple of specs
+      "strategy": "sampled",          # joint | sandwich | round_robin
+    }
+
+A step draws granularities and trains each as the plain small model it is
+(elastic/slice.py), so it costs what they cost. Which are drawn is a declared
+draw (elastic/draw.py): one compiled step per value. The optimizer acts on the
+whole model: what a step doesn't touch still feels momentum and decay, as in
+the published runs.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+from vitscale import plugin
+from vitscale.core import axes, draws, sharding
+from vitscale.core.errors import UserError, nearest
+from vitscale.elastic import spec as spec_lib
+from vitscale.elastic.draw import NAME, STRATEGIES
+from vitscale.elastic.slice import nest
+from vitscale.tasks import Player
+
+REDUCE = ("sum", "mean")
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+  """A plain task, asked of parts of the model.
+
+  Attributes:
+    task: the plain task, with one player.
+    granularities: spec texts, smallest first.
+    draws: which of them a step trains.
+    reduce: of the losses of one step, "sum" (released MatViT) or "mean".
+  """
+
+  task: Any
+  granularities: tuple[str, ...]
+  draws: tuple[draws.Draws, ...]
+  reduce: str = "sum"
+
+  @property
+  def players(self) -> tuple[Player, ...]:
+    return self.task.players
+
+  def init(self, model: nn.Module, key: jax.Array, batch: Any) -> Any:
+    """Boxed variables of the whole model."""
+    return self.task.init(model, key, batch)
+
+  def normalise(self, image: jax.Array) -> jax.Array:
+    return self.task.normalise(image)
+
+  def loss(
+    self,
+    model: nn.Module,
+    variables: Mapping[str, Any],
+    batch: Mapping[str, jax.Array],
+    rngs: Mapping[str, jax.Array],
+    draw: Mapping[str, Any],
+  ) -> tuple[jax.Array, dict[str, Any]]:
+    """The plain losses of the granularities drawn, of one batch.
+
+    Args:
+      model, variables, batch, rngs: as of the plain task; every granularity
+        gets the same random streams.
+      draw: `nest`, a tuple of spec texts (without it the whole model); the
+        rest goes to the plain task.
+
+    Returns:
+      Their sum or mean; metrics are means over the granularities.
+
+    Raises:
+      UserError: a spec that doesn't fit, a family with mutable collections.
+    """
+    rest = {key: value for key, value in draw.items() if key != NAME}
+    losses, metrics = [], []
+    for text in draw.get(NAME, ("full",)):
+      little, own = self.part(model, variables, batch, text)
+      loss, aux = self.task.loss(little, own, batch, rngs, rest)
+      losses.append(loss)
+      metrics.append(aux["metrics"])
+    count = len(losses) if self.reduce == "mean" else 1
+    mean = jax.tree.map(lambda *x: sum(x) / len(x), *metrics)
+    return sum(losses) / count, {"metrics": mean}
+
+  def part(
+    self,
+    model: nn.Module,
+    variables: Mapping[str, Any],
+    batch: Mapping[str, Any],
+    text: str,
+  ) -> tuple[nn.Module, Mapping[str, Any]]:
+    """The small model of a spec and its variables, slices of `variables`."""
+    mutable = sorted(set(variables) - {"params"})
+    if mutable:
+      raise UserError(
+        f"nested training of a family with {mutable[0]!r}: statistics of the"
+        " parts would mix, each needs its own"
+      )
+    spec = spec_lib.parse(text)
+    if not spec.touched():
+      return model, variables
+    little, layers = spec_lib.small(model, spec)
+    names = axes.names_of(self._boxed(model, batch))
+    shapes = axes.unbox(self._boxed(little, batch))
+    return little, nest(variables, names, shapes, layers)
+
+  def _boxed(self, model: nn.Module, batch: Mapping[str, Any]) -> Any:
+    one = {
+      key: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype)
+      for key, x in batch.items()
+    }
+    with sharding.use(None):  # shapes only: places nothing
+      key = jax.eval_shape(lambda: jax.random.key(0))
+      init = lambda key, batch: self.task.init(model, key, batch)
+      return jax.eval_shape(init, key, one)
+
+  def predict(
+    self, model: nn.Module, variables: Mapping[str, Any], batch: Any
+  ) -> dict[str, jax.Array]:
+    """What the whole model predicts."""
+    return self.task.predict(model, variables, batch)
+
+
+def make(config: Mapping[str, Any], source: Any) -> Task:
+  """A Task from the config group `task`, see the module.
+
+  Raises:
+    UserError: unknown preset, strategy or key of one; bad specs, all of them
+      the whole model, or several players.
+  """
+  inner = config["of"]
+  task = plugin.module("tasks", inner["name"]).make(inner, source)
+  if len(task.players) != 1 or task.players[0].loss != "loss":
+    raise UserError(f"task.of {inner['name']!r} has several players")
+  given = config["granularities"]
+  texts = spec_lib.preset(given) if isinstance(given, str) else given
+  texts = tuple(str(spec_lib.parse(text)) for text in texts)
+  if len(set(texts)) != len(texts) or len(texts) < 2:
+    raise UserError(
+      f"task.granularities {', '.join(texts)}: want two or more that differ"
+    )
+  name, reduce = config.get("strategy", "sampled"), config.get("reduce", "sum")
+  if name not in STRATEGIES:
+    raise UserError(f"task.strategy {name!r}{nearest(name, STRATEGIES)}")
+  if reduce not in REDUCE:
+    raise UserError(f"task.reduce {reduce!r}{nearest(reduce, REDUCE)}")
+  strategy, options = STRATEGIES[name]
+  draw = strategy(texts, **{k: config[k] for k in options if k in config})
+  return Task(task, texts, (draw,), reduce)
