@@ -16,7 +16,7 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from vitscale import cli_fit, cli_launch
+from vitscale import cli_cut, cli_fit, cli_launch
 from vitscale.core.errors import UserError, nearest
 
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 75
@@ -145,6 +145,16 @@ def launch(args: argparse.Namespace) -> tuple[dict[str, Any], int]:
   round: the same command later sends what has become due.
   """
   return cli_launch.run(args)
+
+
+def cut(args: argparse.Namespace) -> tuple[dict[str, Any], int]:
+  """Cuts a nested run to a standalone model of the plain family.
+
+  What comes out is a workdir like any other; no elastic code is needed to
+  run the model. A budget takes a model that the run trained, or a mix of its
+  levels over the layers.
+  """
+  return cli_cut.run(args)
 
 
 def _whisper(text: str) -> None:
@@ -288,6 +298,8 @@ def parser() -> argparse.ArgumentParser:
   )
   sub = verb(launch, "launch vit_fashion --on slurm --out /lab/runs --dry-run")
   cli_launch.add_arguments(sub)
+  sub = verb(cut, "cut out/nested --budget macs:0.6 --out out/small")
+  cli_cut.add_arguments(sub)
   sub = verb(models, "models --family vit")
   sub.add_argument("--family", help="only this family")
   sub = verb(runs, "runs out/patchify-quick")

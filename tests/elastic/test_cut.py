@@ -1,0 +1,184 @@
+"""`vitscale cut`: a standalone workdir that nothing elastic has to read."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+import vitscale as vs
+from tests import toys
+from tests.runs import complaint, contents, python, state_of
+from tests.tasks.test_nested import config
+from vitscale import cli, doctor
+from vitscale.core import axes
+from vitscale.core.log import read_json, read_rows
+from vitscale.elastic.cut import cut
+from vitscale.elastic.slice import nest
+from vitscale.train import train
+
+
+@pytest.fixture(scope="module")
+def nested(tmp_path_factory):
+  """A run that nests the FFN at four levels, three layers deep."""
+  workdir = tmp_path_factory.mktemp("nested") / "run"
+  train(config(model__depth=3, total_steps=6), workdir)
+  return workdir
+
+
+def run(capfd, *args):
+  code = cli.main(["cut", *map(str, args)])
+  out, err = capfd.readouterr()
+  return code, out, err
+
+
+def test_a_cut_model_stands_alone(nested, tmp_path, capfd):
+  before = contents(nested)
+  out = tmp_path / "small"
+  code, text, _ = run(
+    capfd, nested, "--spec", "ffn=1/4x2,1", "--out", out, "--json"
+  )
+  assert code == 0
+  result = json.loads(text)
+  assert set(result) == {
+    "spec", "params", "gmacs_per_image", "budget", "metrics", "out",
+  }  # fmt: skip
+  assert result["spec"] == "ffn=1/4x2,1" and result["budget"] is None
+  assert result["out"] == str(out)
+  assert contents(nested) == before
+  # The weights are the corner of the big ones, the averaged ones that is.
+  model, variables = vs.load(out)
+  assert model.mlp_dim == (8, 8, 32) and model.depth == 3
+  big, whole = vs.load(nested)
+  image = np.zeros((1, 8, 8, 1), np.float32)
+  boxed = lambda m: jax.eval_shape(m.init, jax.random.key(0), image)
+  want = nest(whole, axes.names_of(boxed(big)), axes.unbox(boxed(model)))
+  jax.tree.map(np.testing.assert_array_equal, variables, want)
+  assert result["params"] == sum(
+    x.size for x in jax.tree.leaves(variables["params"])
+  )
+  # Metrics: those of the nested run's own evaluation; the cut's, stored.
+  row = read_rows(nested / "metrics.jsonl")[-1]
+  full, small = result["metrics"]["full"], result["metrics"]["cut"]
+  assert full["val/nll"] == pytest.approx(row["eval/val/nll"], rel=1e-6)
+  assert small["val/nll"] != full["val/nll"]
+  assert set(full) == set(small)
+  (mine,) = read_rows(out / "metrics.jsonl")
+  assert mine["eval/val/nll"] == small["val/nll"]
+
+
+def test_every_reader_takes_it(nested, tmp_path, capfd):
+  out = tmp_path / "small"
+  result = cut(nested, out, spec="ffn=1/4")
+  config_of = read_json(out / "run.json")["config"]
+  assert config_of["task"] == {"name": "classify"}
+  assert config_of["model"]["mlp_dim"] == 8
+  # The nested run evaluated this granularity while it trained.
+  row = read_rows(nested / "metrics.jsonl")[-1]
+  assert result["metrics"]["cut"]["val/nll"] == pytest.approx(
+    row["eval/val/ffn=1/4/nll"], rel=1e-5
+  )
+  assert [r["status"] for r in doctor.examine(out)["steps"]] == ["verified"]
+  (listed,) = vs.runs(out)
+  assert listed["status"] == "finished" and listed["step"] == 6
+  parent = read_json(nested / "run.json")
+  assert listed["flops"] == parent["law_variables"]["flops"]
+  # The same config is a finished run: nothing to train.
+  before = contents(out)
+  assert train(config_of, out)["status"] == "finished"
+  assert contents(out) == before
+  # And again: a part of a part is no nested run any more.
+  code, _, err = run(
+    capfd, out, "--spec", "ffn=1/2", "--out", tmp_path / "smaller"
+  )
+  assert code == 2 and "was not trained nested" in complaint(err)
+  assert not (tmp_path / "smaller").exists()
+
+
+def test_the_whole_state_is_cut(nested, tmp_path):
+  cut(nested, tmp_path / "half", spec="ffn=1/2")
+  big, small = state_of(nested), state_of(tmp_path / "half")
+  assert big.keys() == small.keys()
+  for name, x in small.items():
+    corner = big[name][tuple(slice(n) for n in x.shape)]
+    if not name.startswith("window"):
+      np.testing.assert_array_equal(x, corner, err_msg=name)
+  moments = [k for k in small if k.startswith("opt/") and "mlp/up" in k]
+  assert moments and all(small[k].shape != big[k].shape for k in moments)
+
+
+def test_no_elastic_code_to_run_it(nested, tmp_path):
+  cut(nested, tmp_path / "half", spec="ffn=1/2x2,1")
+  code = (
+    "import sys, vitscale as vs; vs.load(sys.argv[1]);"
+    "print([m for m in sys.modules if 'vitscale.elastic' in m])"
+  )
+  done = python("-c", code, tmp_path / "half", JAX_PLATFORMS="cpu")
+  assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_a_budget(nested, tmp_path):
+  result = cut(nested, tmp_path / "b", budget="macs:0.8")
+  spent = result["budget"]
+  assert spent["kind"] == "macs" and 0.7 < spent["share"] <= 0.8
+  assert spent["used"] <= spent["limit"]
+  assert result["gmacs_per_image"] == spent["used"] / 1e9
+  by_size = cut(nested, tmp_path / "p", budget="params:0.8")
+  assert by_size["params"] == by_size["budget"]["used"]
+
+
+def test_exhaustive_is_no_worse_on_what_it_looks_at(nested, tmp_path):
+  found = cut(nested, tmp_path / "e", budget="0.8", how="exhaustive")
+  slope = cut(nested, tmp_path / "s", budget="0.8")
+  assert found["budget"]["share"] <= 0.8
+  nll = lambda result: result["metrics"]["cut"]["val/nll"]
+  assert nll(found) <= nll(slope) + 1e-6
+
+
+# ------------------------------------------------------------------ bad input
+
+
+@pytest.mark.parametrize(
+  ("args", "says"),
+  [
+    (["--spec", "ffn=1/3"], "not whole: nearest 5/16 (10) or 11/32 (11)"),
+    (["--spec", "ffn=1/2x4"], "deeper than the model"),
+    (["--spec", "heads=1/2"], "cuts heads, the run nests ffn only"),
+    (["--spec", "fnn=1/2"], "did you mean 'ffn'"),
+    (["--budget", "0.01"], "below the smallest"),
+    (["--budget", "macs:1e12"], "above the largest"),
+    (["--budget", "0.8", "--select", "exhaust"], "did you mean 'exhaustive'"),
+    (
+      ["--budget", "0.8", "--select", "exhaustive", "--score-on", "vall"],
+      "no evals.vall to score on, did you mean 'val'",
+    ),
+    (["--budget", "0.8", "--spec", "full"], "not allowed with argument"),
+    ([], "one of the arguments --spec --budget is required"),
+  ],
+)
+def test_bad_input_is_one_line_and_writes_nothing(
+  nested, tmp_path, capfd, args, says
+):
+  out = tmp_path / "out"
+  try:
+    code, _, err = run(capfd, nested, *args, "--out", out)
+  except SystemExit as end:  # argparse
+    code, err = end.code, capfd.readouterr().err
+  assert code == 2 and says in err
+  assert len(err.strip().splitlines()) == 1
+  assert not out.exists()
+
+
+def test_places_that_do_not_do(nested, tmp_path, capfd):
+  (tmp_path / "full").mkdir()
+  (tmp_path / "full" / "mine").touch()
+  spec = ["--spec", "ffn=1/2", "--out"]
+  code, _, err = run(capfd, nested, *spec, tmp_path / "full")
+  assert code == 2 and "is not an empty folder" in complaint(err)
+  code, _, err = run(capfd, tmp_path, *spec, tmp_path / "x")
+  assert code == 2 and "is not a run" in complaint(err)
+  plain = tmp_path / "plain"
+  train(toys.config(total_steps=2, evals={}), plain)
+  code, _, err = run(capfd, plain, *spec, tmp_path / "x")
+  assert code == 2 and "was not trained nested" in complaint(err)
+  assert not (tmp_path / "x").exists()

@@ -1,0 +1,272 @@
+"""A nested run cut to a standalone one of the plain family.
+
+What comes out is a workdir like that of any run: `vs.load`, `vitscale runs`
+and `doctor` read it, and no elastic code is needed to run the model. Its
+optimizer state is cut too.
+"""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from vitscale import record, workdir
+from vitscale.bench import Bench, build
+from vitscale.core import axes
+from vitscale.core import config as config_lib
+from vitscale.core.checkpoint import CheckpointStore
+from vitscale.core.errors import UserError, nearest
+from vitscale.core.log import (
+  jsonable,
+  read_json,
+  read_rows,
+  write_json,
+  write_text,
+)
+from vitscale.elastic import select, slice
+from vitscale.elastic import spec as spec_lib
+from vitscale.elastic.spec import ElasticSpec
+from vitscale.nn.block import per_layer
+
+
+@dataclasses.dataclass(frozen=True)
+class Nested:
+  """A nested run, opened: its facts, bench, state and axis names."""
+
+  folder: Path
+  run: Mapping[str, Any]
+  bench: Bench
+  state: Mapping[str, Any]
+  names: Any  # Axes of the parameters
+
+  @property
+  def image(self) -> tuple[int, int, int]:
+    """(h, w, c) of an image that the model sees."""
+    return tuple(self.bench.inputs[1]["image"].shape[1:])
+
+
+def cut(
+  path: str | Path,
+  out: str | Path,
+  *,
+  spec: str | None = None,
+  budget: str | None = None,
+  how: str = "least_slope",
+  score_on: str | None = None,
+) -> dict[str, Any]:
+  """Cuts a checkpoint of a nested run; one of `spec` and `budget` says where.
+
+  Args:
+    path: a workdir, its checkpoints/ or a step folder.
+    out: workdir of the cut model, new or empty.
+    spec: text of an ElasticSpec.
+    budget: see `select.budget`.
+    how: selector for the budget.
+    score_on: the entry of the config's `evals` that selectors look at;
+      default "val", or the only one.
+
+  Returns:
+    `spec`, `params`, `gmacs_per_image`, `budget` (None, or kind, limit and
+    used), `metrics` (`full` and `cut`: every held-out evaluation of the
+    config), `out`.
+
+  Raises:
+    UserError: no nested run, a spec or budget that doesn't fit, `out` in use.
+  """
+  if (spec is None) == (budget is None):
+    raise UserError("give either a spec or a budget")
+  out = Path(out).absolute()
+  if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    raise UserError(f"{out} exists and is not an empty folder: choose another")
+  parsed = spec_lib.parse(spec) if spec is not None else None
+  big = open_nested(Path(path))
+  if parsed is not None:
+    chosen, spent = parsed, None
+    check_trained(big, chosen)
+  else:
+    chosen, spent = within(big, budget, how, score_on)
+  config, bench = plain(big, chosen)
+  state = cut_state(big, chosen, bench)
+  metrics = {"full": scores(big.bench, big.state), "cut": scores(bench, state)}
+  write(big, chosen, config, bench, state, metrics["cut"], out)
+  return {
+    "spec": str(chosen),
+    "params": bench.facts["params"],
+    "gmacs_per_image": select.cost("macs", bench.model, big.image) / 1e9,
+    "budget": spent,
+    "metrics": metrics,
+    "out": str(out),
+  }
+
+
+# --------------------------------------------------------------------- parts
+
+
+def open_nested(path: Path) -> Nested:
+  """Restores a nested run on one device.
+
+  Raises:
+    UserError: no run there, or one whose parts were not trained.
+  """
+  folder, step = workdir.root(path)
+  run = read_json(folder / "run.json")
+  config = {k: v for k, v in run["config"].items() if k != "mesh"}
+  if "granularities" not in config["task"]:
+    raise UserError(
+      f"{folder} was not trained nested: a prefix of its layers means nothing."
+      " Train with task.name=nested, or rewire by importance first"
+      " (vitscale.elastic.slice.rewire)"
+    )
+  bench = build(config, devices=jax.local_devices()[:1])
+  store = CheckpointStore(folder / "checkpoints")
+  state, _ = store.restore(bench.abstract, step)
+  one = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype), bench.inputs[1]
+  )
+  init = lambda key, batch: bench.task.init(bench.model, key, batch)
+  boxed = jax.eval_shape(init, jax.random.key(0), one)
+  return Nested(folder, run, bench, state, axes.names_of(boxed)["params"])
+
+
+def check_trained(big: Nested, spec: ElasticSpec) -> None:
+  """Raises UserError where a spec cuts what the run never trained cut."""
+  texts = big.bench.task.granularities
+  trained = set().union(*(spec_lib.parse(t).touched() for t in texts))
+  for key in sorted(spec.touched() - trained):
+    raise UserError(
+      f"spec '{spec}' cuts {key}, the run nests {', '.join(sorted(trained))}"
+      f" only (it trained {', '.join(texts)})"
+    )
+
+
+def within(
+  big: Nested, text: str, how: str, score_on: str | None
+) -> tuple[ElasticSpec, dict[str, Any]]:
+  """The spec chosen for a budget, and what it spends."""
+  model, image = big.bench.model, big.image
+  asked = select.budget(text, lambda kind: select.cost(kind, model, image))
+  price = lambda little: select.cost(asked.kind, little, image)
+  space = select.Space(model, big.bench.task.granularities, price)
+  score = scorer(big, score_on) if how == "exhaustive" else None
+  chosen = select.choose(space, asked, how, score)
+  used = price(spec_lib.small(model, chosen)[0])
+  spent = {
+    "kind": asked.kind, "limit": asked.limit, "used": used,
+    "share": used / price(model), "select": how,
+  }  # fmt: skip
+  return chosen, spent
+
+
+def scorer(big: Nested, label: str | None) -> Any:
+  """Spec -> minus the held-out loss of its model, with one compilation.
+
+  Raises:
+    UserError: no such evaluation.
+  """
+  config, _ = plain_config(big, ElasticSpec())
+  bench = build(config, devices=jax.local_devices()[:1])
+  known = list(bench.evals)
+  label = label or ("val" if "val" in known else known[0] if known else "")
+  if label not in known:
+    hint = nearest(label, known)
+    raise UserError(f"no evals.{label or 'NAME'} to score on{hint}")
+  kept = "ema" if big.state["ema"] else "params"
+
+  def score(spec: ElasticSpec) -> float:
+    little, layers = spec_lib.small(bench.model, spec)
+    if spec.touched() <= {"ffn"}:
+      sizes = per_layer(little.mlp_dim, len(layers), "mlp_dim")
+      params = select.masked(big.state[kept], big.names, sizes)
+      return -bench.evals[label].run({**big.state, kept: params})["nll"]
+    _, own = plain(big, spec)
+    return -own.evals[label].run(cut_state(big, spec, own))["nll"]
+
+  return score
+
+
+def plain_config(
+  big: Nested, spec: ElasticSpec
+) -> tuple[dict[str, Any], tuple[int, ...]]:
+  """The config of the small model alone, and which layers it keeps."""
+  changes, layers = spec_lib.resolve(spec, spec_lib.options_of(big.bench.model))
+  config = config_lib.to_dict(big.run["config"])
+  config.pop("mesh", None)
+  config["model"] = {**config["model"], **changes}
+  config["task"] = config["task"]["of"]
+  for group in config.get("evals", {}).values():
+    if group.get("name") == "nested":
+      group["name"] = "classify"
+  return config_lib.to_dict(config), layers  # tuples as lists, as stored
+
+
+def plain(big: Nested, spec: ElasticSpec) -> tuple[dict[str, Any], Bench]:
+  """Config and bench of the small model alone, on one device."""
+  config, _ = plain_config(big, spec)
+  return config, build(config, devices=jax.local_devices()[:1])
+
+
+def cut_state(big: Nested, spec: ElasticSpec, bench: Bench) -> dict[str, Any]:
+  """The state of a run of the small model, sliced from the nested one's."""
+  _, layers = plain_config(big, spec)
+  part = lambda name: slice.nest(
+    big.state[name], big.names, bench.abstract[name], layers
+  )
+  state = {name: big.state[name] for name in bench.abstract}
+  state |= {name: part(name) for name in ("params", "ema")}
+  try:
+    state["opt"] = part("opt")
+  except UserError as error:
+    print(f"warning: {error}; the optimizer starts anew", file=sys.stderr)
+    state["opt"] = bench.init(jnp.uint32(0))["opt"]
+  zero = lambda x: jnp.zeros(x.shape, x.dtype)
+  state["window"] = jax.tree.map(zero, bench.abstract["window"])
+  return state
+
+
+def scores(bench: Bench, state: Mapping[str, Any]) -> dict[str, float]:
+  """Every held-out evaluation of a config, `val/accuracy` and so on."""
+  return {
+    f"{label}/{name}": value
+    for label, one in bench.evals.items()
+    for name, value in one.run(dict(state)).items()
+    if "/" not in name  # parts of a nested run
+  }
+
+
+def write(
+  big: Nested,
+  spec: ElasticSpec,
+  config: Mapping[str, Any],
+  bench: Bench,
+  state: Mapping[str, Any],
+  found: Mapping[str, float],
+  out: Path,
+) -> None:
+  """The workdir of the cut model; run.json comes last and says it is whole."""
+  try:
+    out.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise UserError(f"can't make {out}: {error.strerror}") from error
+  run, step = record.describe(config, bench), int(state["step"])
+  store = CheckpointStore(out / "checkpoints")
+  store.save(step, state, {"config_digest": run["config_digest"]})
+  store.close()
+  rows = read_rows(big.folder / "metrics.jsonl")
+  spent = {k: v for k, v in (rows[-1] if rows else {}).items() if "/" not in k}
+  row = {**spent, "step": step} | {f"eval/{k}": v for k, v in found.items()}
+  write_text(out / "metrics.jsonl", json.dumps(jsonable(row)) + "\n")
+  # It cost what the nested run cost, and is no run of its size.
+  paid = big.run["law_variables"]["flops"]
+  run["law_variables"] = {**run["law_variables"], "flops": paid}
+  write_json(
+    out / "run.json",
+    {
+      **run, "status": "finished", "step": step, "metrics": row,
+      "cut": {"from": str(big.folder.absolute()), "spec": str(spec)},
+    },
+  )  # fmt: skip
