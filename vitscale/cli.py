@@ -54,7 +54,7 @@ def train(args: argparse.Namespace) -> tuple[dict[str, Any], int]:
 
   config = config_lib.load(args.config, args.overrides)
   window = args.profile and duration.window(args.profile)
-  os.environ.update(machine.cache_env())  # before jax is imported
+  os.environ.update(machine.jax_env())  # before jax is imported
   with _sigterm_interrupts():
     from vitscale.core import distributed
 

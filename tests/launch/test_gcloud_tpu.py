@@ -46,6 +46,7 @@ def test_nfs_golden(capfd):
   ("topology", "message"),
   [
     ("v5p:4x4x32", "usual shapes only, not v5p:4x4x32: give v5p-1024"),
+    ("v5e:3x3", "usual shapes only, not v5e:3x3: give v5litepod-8"),
     ("tpu7x:4x4x4", "gcloud_tpu has no tpu7x machines: use --on gke"),
   ],
 )

@@ -226,3 +226,24 @@ def test_slots(monkeypatch):
 def test_no_gpu_when_jax_is_told_cpu(monkeypatch):
   monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
   assert machine.gpus() == []
+
+
+@pytest.mark.parametrize(
+  ("asked", "libtpu", "chips", "want"),
+  [
+    ("", True, False, {"JAX_PLATFORMS": "cpu"}),
+    ("", True, True, {}),
+    ("", False, False, {}),
+    ("tpu,cpu", True, False, {}),
+  ],
+)
+def test_no_search_for_a_tpu_that_is_not_here(
+  monkeypatch, asked, libtpu, chips, want
+):
+  monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+  if asked:
+    monkeypatch.setenv("JAX_PLATFORMS", asked)
+  spec = lambda name: object() if libtpu and name == "libtpu" else None
+  monkeypatch.setattr(machine.importlib.util, "find_spec", spec)
+  monkeypatch.setattr(machine, "has_tpu", lambda: chips)
+  assert machine.platform_env() == want

@@ -7,6 +7,8 @@ machine goes: the run saves itself. A spot slice that was taken away is
 SUSPENDED and does not come back: delete it (`undo`) and launch again.
 """
 
+import dataclasses
+import math
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -44,9 +46,11 @@ def check(job: Job) -> None:
   if topology.chip not in RUNTIMES:
     raise UserError(f"gcloud_tpu has no {topology.chip} machines: use --on gke")
   if not is_usual(topology) and topology.chip != "v4":
+    power = 2 ** (math.prod(topology.shape).bit_length() - 1)
+    usual = cloud_name(dataclasses.replace(topology, shape=(power,)))
     raise UserError(
       f"gcloud_tpu gives {topology.chip} in its usual shapes only, not"
-      f" {topology.name}: give {cloud_name(topology)}, or use --on gke"
+      f" {topology.name}: give {usual}, or use --on gke"
     )
   need_mount(job, "gcloud_tpu")
 

@@ -38,7 +38,7 @@ def slots(workers: int | None = None) -> list[Slot]:
   """
   if workers is not None and workers < 1:
     raise UserError(f"workers={workers}: at least one is needed")
-  shared = cache_env()
+  shared = jax_env()
   ids = gpus()
   if ids:
     n = workers or len(ids)
@@ -77,6 +77,24 @@ def one_thread() -> dict[str, str]:
     "OPENBLAS_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
   }
+
+
+def jax_env() -> dict[str, str]:
+  """What a process should have in its environment before it imports jax."""
+  return {**cache_env(), **platform_env()}
+
+
+def platform_env() -> dict[str, str]:
+  """Keeps jax from looking for a TPU that isn't here.
+
+  libtpu is installed for `vitscale plan` too; on a machine without chips it
+  complains of each start and takes its time.
+  """
+  asked = "JAX_PLATFORMS" in os.environ or "JAX_PLATFORM_NAME" in os.environ
+  absent = importlib.util.find_spec("libtpu") and not has_tpu()
+  if asked or not absent:
+    return {}
+  return {"JAX_PLATFORMS": "cuda,cpu" if gpus() else "cpu"}
 
 
 def cache_env() -> dict[str, str]:
