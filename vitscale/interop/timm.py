@@ -22,7 +22,8 @@ from vitscale.core import axes, tree
 from vitscale.core.errors import UserError
 from vitscale.models.vit import Model
 from vitscale.nn import patch as patch_lib
-from vitscale.nn.block import stack_layers, unstack_layers
+from vitscale.nn.block import per_layer, stack_layers, unstack_layers
+from vitscale.nn.position import Position
 
 State = Mapping[str, np.ndarray]
 
@@ -149,6 +150,72 @@ def to_timm(
   if "attn_pool.latent" in state:
     state["attn_pool.latent"] = state["attn_pool.latent"].reshape(1, 1, -1)
   return {**state, "pos_embed": table[None]}
+
+
+def export(
+  params: Any, model: Model, image: tuple[int, int, int]
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+  """`VisionTransformer(**kwargs)` of timm that computes what `model` does.
+
+  Args:
+    params: unboxed parameters of `model`.
+    model: with layers of one size; positions that are computed become a table.
+    image: (h, w, c).
+
+  Returns:
+    Its state dict, and `kwargs`, which are JSON-ready.
+
+  Raises:
+    UserError: timm's model has no such option (the first one is named).
+  """
+  h, w, channels = image
+  hidden, heads = (
+    set(per_layer(getattr(model, name), model.depth, name))
+    for name in ("mlp_dim", "num_heads")
+  )
+  lacks = {
+    "hidden widths that differ between layers": len(hidden) > 1,
+    "numbers of heads that differ between layers": len(heads) > 1,
+    "heads whose widths don't add up to the width": (
+      max(heads) * (model.head_dim or 0) not in (0, model.width)
+    ),
+    "out_dim": model.out_dim not in (None, model.width),
+    f"ffn {model.ffn!r}": model.ffn != "gelu",
+    f"norm {model.norm!r}": model.norm != "layernorm",
+    f"norm_eps {model.norm_eps}": model.norm_eps != 1e-6,
+    "bias=False": not model.bias,
+    f"position {model.position!r}": model.position == "rope2d",
+  }
+  found = [name for name, lacking in lacks.items() if lacking]
+  if found:
+    raise UserError(f"timm's VisionTransformer has no {found[0]}")
+  patch = patch_lib.pair(model.patch_size)
+  flat = tree.flatten(params)
+  own = {k: v for k, v in flat.items() if k.startswith("positions/")}
+  blank = jnp.zeros((1, *patch_lib.grid_of((h, w), patch), model.width))
+  table = Position(model.position).apply(
+    {"params": tree.unflatten(own).get("positions", {})}, blank
+  )
+  rest = {k: v for k, v in flat.items() if k not in own}
+  cls = model.pool == "cls"
+  kwargs = {
+    "img_size": [h, w], "patch_size": list(patch), "in_chans": channels,
+    "num_classes": model.num_classes, "embed_dim": model.width,
+    "depth": model.depth, "num_heads": max(heads),
+    "mlp_ratio": (max(hidden) + 0.5) / model.width,  # timm rounds down
+    "qk_norm": model.qk_norm,
+    "init_values": None if model.layer_scale is None else 1.0,
+    "class_token": cls, "reg_tokens": model.registers,
+    "no_embed_class": not model.prefix_position,
+    "global_pool": {"cls": "token", "mean": "avg", "map": "map"}[model.pool],
+    "fc_norm": model.norm_pooled,
+    "act_layer": {"erf": "gelu", "tanh": "gelu_tanh"}[model.gelu],
+  }  # fmt: skip
+  state = to_timm(
+    tree.unflatten({**rest, "positions/table": table[0]}), model,
+    embed_prefix=model.prefix_position, channels=channels,
+  )  # fmt: skip
+  return state, kwargs
 
 
 def load(
