@@ -22,6 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     "--score-on", metavar="NAME",
     help="exhaustive: the config's evals.NAME (default val)",
   )  # fmt: skip
+  parser.add_argument(
+    "--export", metavar="timm", help="also write timm.safetensors"
+  )
   parser.add_argument("--out", required=True, help="workdir of the cut model")
 
 
@@ -30,7 +33,7 @@ def run(args: argparse.Namespace) -> tuple[dict[str, Any], int]:
 
   result = cut_lib.cut(
     args.checkpoint, args.out, spec=args.spec, budget=args.budget,
-    how=args.select, score_on=args.score_on,
+    how=args.select, score_on=args.score_on, export=args.export,
   )  # fmt: skip
   if not args.json:
     print(text(result))

@@ -15,6 +15,7 @@ from vitscale.core import axes
 from vitscale.core.log import read_json, read_rows
 from vitscale.elastic.cut import cut
 from vitscale.elastic.slice import nest
+from vitscale.interop import safetensors, timm
 from vitscale.train import train
 
 
@@ -135,6 +136,23 @@ def test_exhaustive_is_no_worse_on_what_it_looks_at(nested, tmp_path):
   assert nll(found) <= nll(slope) + 1e-6
 
 
+def test_export(nested, tmp_path):
+  """What is written computes what the cut model does, by timm's names."""
+  out = tmp_path / "out"
+  cut(nested, out, spec="ffn=1/4", export="timm")
+  model, variables = vs.load(out)
+  state = safetensors.read(out / "timm.safetensors")
+  options = read_json(out / "timm.json")
+  assert options["img_size"] == [8, 8] and options["in_chans"] == 1
+  assert int(options["mlp_ratio"] * options["embed_dim"]) == 8
+  back, v = timm.load(
+    state, num_heads=options["num_heads"], gelu=model.gelu, norm_pooled=False
+  )
+  image = np.random.default_rng(0).normal(size=(2, 8, 8, 1)).astype("f4")
+  run = lambda m, v: jax.jit(m.apply)(v, image)[0]
+  np.testing.assert_allclose(run(back, v), run(model, variables), atol=1e-6)
+
+
 # ------------------------------------------------------------------ bad input
 
 
@@ -151,6 +169,11 @@ def test_exhaustive_is_no_worse_on_what_it_looks_at(nested, tmp_path):
     (
       ["--budget", "0.8", "--select", "exhaustive", "--score-on", "vall"],
       "no evals.vall to score on, did you mean 'val'",
+    ),
+    (["--spec", "ffn=1/2", "--export", "tim"], "did you mean 'timm'"),
+    (
+      ["--spec", "ffn=1/2x2,1", "--export", "timm"],
+      "has no hidden widths that differ",
     ),
     (["--budget", "0.8", "--spec", "full"], "not allowed with argument"),
     ([], "one of the arguments --spec --budget is required"),

@@ -8,7 +8,7 @@ optimizer state is cut too.
 import dataclasses
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,8 @@ from vitscale.core.log import (
 from vitscale.elastic import select, slice
 from vitscale.elastic import spec as spec_lib
 from vitscale.elastic.spec import ElasticSpec
+from vitscale.interop import safetensors, timm
+from vitscale.models import vit
 from vitscale.nn.block import per_layer
 
 
@@ -58,6 +60,7 @@ def cut(
   budget: str | None = None,
   how: str = "least_slope",
   score_on: str | None = None,
+  export: str | None = None,
 ) -> dict[str, Any]:
   """Cuts a checkpoint of a nested run; one of `spec` and `budget` says where.
 
@@ -68,7 +71,9 @@ def cut(
     budget: see `select.budget`.
     how: selector for the budget.
     score_on: the entry of the config's `evals` that selectors look at;
-      default "val", or the only one.
+      default "val", or the first one.
+    export: "timm" writes timm.safetensors and timm.json (options of timm's
+      VisionTransformer) into `out` as well.
 
   Returns:
     `spec`, `params`, `gmacs_per_image`, `budget` (None, or kind, limit and
@@ -76,13 +81,16 @@ def cut(
     config), `out`.
 
   Raises:
-    UserError: no nested run, a spec or budget that doesn't fit, `out` in use.
+    UserError: no nested run, a spec or budget that doesn't fit, `out` in use,
+      a model that timm doesn't have.
   """
   if (spec is None) == (budget is None):
     raise UserError("give either a spec or a budget")
   out = Path(out).absolute()
   if out.exists() and (not out.is_dir() or any(out.iterdir())):
     raise UserError(f"{out} exists and is not an empty folder: choose another")
+  if export not in (None, *EXPORTS):
+    raise UserError(f"export {export!r}{nearest(export, EXPORTS)}")
   parsed = spec_lib.parse(spec) if spec is not None else None
   big = open_nested(Path(path))
   if parsed is not None:
@@ -92,8 +100,11 @@ def cut(
     chosen, spent = within(big, budget, how, score_on)
   config, bench = plain(big, chosen)
   state = cut_state(big, chosen, bench)
+  files = EXPORTS[export](big, bench, state) if export else {}
   metrics = {"full": scores(big.bench, big.state), "cut": scores(bench, state)}
   write(big, chosen, config, bench, state, metrics["cut"], out)
+  for name, save in files.items():
+    save(out / name)
   return {
     "spec": str(chosen),
     "params": bench.facts["params"],
@@ -270,3 +281,19 @@ def write(
       "cut": {"from": str(big.folder.absolute()), "spec": str(spec)},
     },
   )  # fmt: skip
+
+
+def _timm(big: Nested, bench: Bench, state: Mapping[str, Any]) -> Any:
+  if not isinstance(bench.model, vit.Model):
+    raise UserError("export 'timm' takes the family vit")
+  params = jax.device_get(state["ema"] or state["params"])
+  arrays, kwargs = timm.export(params, bench.model, big.image)
+  return {
+    "timm.safetensors": lambda path: safetensors.write(path, arrays),
+    "timm.json": lambda path: write_json(path, kwargs),
+  }
+
+
+# Name -> file names and what writes them; errors come before any is written.
+Files = dict[str, Callable[[Path], None]]
+EXPORTS: dict[str, Callable[..., Files]] = {"timm": _timm}
