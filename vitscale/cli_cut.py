@@ -23,6 +23,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     help="exhaustive: the config's evals.NAME (default val)",
   )  # fmt: skip
   parser.add_argument(
+    "--by", default="prefix", metavar="prefix|importance",
+    help="importance: cuts a run that was not trained nested too",
+  )  # fmt: skip
+  parser.add_argument(
     "--export", metavar="timm", help="also write timm.safetensors"
   )
   parser.add_argument("--out", required=True, help="workdir of the cut model")
@@ -33,7 +37,7 @@ def run(args: argparse.Namespace) -> tuple[dict[str, Any], int]:
 
   result = cut_lib.cut(
     args.checkpoint, args.out, spec=args.spec, budget=args.budget,
-    how=args.select, score_on=args.score_on, export=args.export,
+    how=args.select, score_on=args.score_on, export=args.export, by=args.by,
   )  # fmt: skip
   if not args.json:
     print(text(result))
@@ -46,6 +50,8 @@ def text(result: dict[str, Any]) -> str:
     f"{result['spec']}: {result['params']} parameters,"
     f" {result['gmacs_per_image']:.4g} GMACs an image",
   ]
+  if result["by"] == "importance":
+    lines.append("  cut by importance: this model was never trained as such")
   cut = result["metrics"]["cut"]
   for name, whole in result["metrics"]["full"].items():
     if not name.endswith(("_se", "examples")):

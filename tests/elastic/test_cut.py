@@ -42,7 +42,7 @@ def test_a_cut_model_stands_alone(nested, tmp_path, capfd):
   assert code == 0
   result = json.loads(text)
   assert set(result) == {
-    "spec", "params", "gmacs_per_image", "budget", "metrics", "out",
+    "spec", "by", "params", "gmacs_per_image", "budget", "metrics", "out",
   }  # fmt: skip
   assert result["spec"] == "ffn=1/4x2,1" and result["budget"] is None
   assert result["out"] == str(out)
@@ -136,6 +136,33 @@ def test_exhaustive_is_no_worse_on_what_it_looks_at(nested, tmp_path):
   assert nll(found) <= nll(slope) + 1e-6
 
 
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+  workdir = tmp_path_factory.mktemp("plain") / "run"
+  train(toys.config(total_steps=40, optim__lr=3e-3, ema=0.0), workdir)
+  return workdir
+
+
+def test_a_plain_run_is_cut_by_importance_only(plain, tmp_path, capfd):
+  spec = ["--spec", "ffn=1/4 heads=1/2", "--out"]
+  code, _, err = run(capfd, plain, *spec, tmp_path / "x")
+  assert code == 2 and "was not trained nested" in complaint(err)
+  code, out, _ = run(capfd, plain, *spec, tmp_path / "y", "--by", "importance")
+  assert code == 0 and "cut by importance: this model was never" in out
+  said = read_json(tmp_path / "y" / "run.json")["cut"]
+  assert said["by"] == "importance"
+  model, _ = vs.load(tmp_path / "y")
+  assert (model.mlp_dim, model.num_heads) == (8, 1)
+  code, _, err = run(
+    capfd, plain, "--spec", "embed=1/2", "--out", tmp_path / "z",
+    "--by", "importance",
+  )  # fmt: skip
+  assert code == 2 and "orders ffn and heads, not embed" in complaint(err)
+  whole = cut(plain, tmp_path / "w", spec="full", by="importance")
+  assert whole["metrics"]["cut"] == whole["metrics"]["full"]
+  assert not (tmp_path / "x").exists() and not (tmp_path / "z").exists()
+
+
 def test_export(nested, tmp_path):
   """What is written computes what the cut model does, by timm's names."""
   out = tmp_path / "out"
@@ -170,6 +197,8 @@ def test_export(nested, tmp_path):
       ["--budget", "0.8", "--select", "exhaustive", "--score-on", "vall"],
       "no evals.vall to score on, did you mean 'val'",
     ),
+    (["--spec", "ffn=1/2", "--by", "importanc"], "did you mean 'importance'"),
+    (["--budget", "0.8", "--by", "importance"], "give a spec"),
     (["--spec", "ffn=1/2", "--export", "tim"], "did you mean 'timm'"),
     (
       ["--spec", "ffn=1/2x2,1", "--export", "timm"],
@@ -200,8 +229,4 @@ def test_places_that_do_not_do(nested, tmp_path, capfd):
   assert code == 2 and "is not an empty folder" in complaint(err)
   code, _, err = run(capfd, tmp_path, *spec, tmp_path / "x")
   assert code == 2 and "is not a run" in complaint(err)
-  plain = tmp_path / "plain"
-  train(toys.config(total_steps=2, evals={}), plain)
-  code, _, err = run(capfd, plain, *spec, tmp_path / "x")
-  assert code == 2 and "was not trained nested" in complaint(err)
   assert not (tmp_path / "x").exists()

@@ -1,5 +1,8 @@
 """A nested run cut to a standalone one of the plain family.
 
+A run that was not trained nested can be cut too, by importance; that such a
+model was never trained is said in its run.json.
+
 What comes out is a workdir like that of any run: `vs.load`, `vitscale runs`
 and `doctor` read it, and no elastic code is needed to run the model. Its
 optimizer state is cut too.
@@ -28,7 +31,7 @@ from vitscale.core.log import (
   write_json,
   write_text,
 )
-from vitscale.elastic import select, slice
+from vitscale.elastic import importance, select, slice
 from vitscale.elastic import spec as spec_lib
 from vitscale.elastic.spec import ElasticSpec
 from vitscale.interop import safetensors, timm
@@ -38,7 +41,7 @@ from vitscale.nn.block import per_layer
 
 @dataclasses.dataclass(frozen=True)
 class Nested:
-  """A nested run, opened: its facts, bench, state and axis names."""
+  """A run to cut, opened: its facts, bench, state and axis names."""
 
   folder: Path
   run: Mapping[str, Any]
@@ -61,6 +64,7 @@ def cut(
   how: str = "least_slope",
   score_on: str | None = None,
   export: str | None = None,
+  by: str = "prefix",
 ) -> dict[str, Any]:
   """Cuts a checkpoint of a nested run; one of `spec` and `budget` says where.
 
@@ -74,10 +78,12 @@ def cut(
       default "val", or the first one.
     export: "timm" writes timm.safetensors and timm.json (options of timm's
       VisionTransformer) into `out` as well.
+    by: what a part is: "prefix", of a nested run, or "importance", the heads
+      and hidden units that matter most for the loss, of any run.
 
   Returns:
-    `spec`, `params`, `gmacs_per_image`, `budget` (None, or kind, limit and
-    used), `metrics` (`full` and `cut`: every held-out evaluation of the
+    `spec`, `by`, `params`, `gmacs_per_image`, `budget` (None, or kind, limit
+    and used), `metrics` (`full` and `cut`: every held-out evaluation of the
     config), `out`.
 
   Raises:
@@ -91,9 +97,15 @@ def cut(
     raise UserError(f"{out} exists and is not an empty folder: choose another")
   if export not in (None, *EXPORTS):
     raise UserError(f"export {export!r}{nearest(export, EXPORTS)}")
+  if by not in ("prefix", "importance"):
+    raise UserError(f"by {by!r}{nearest(by, ('prefix', 'importance'))}")
+  if by == "importance" and spec is None:
+    raise UserError("importance has no trained levels to mix: give a spec")
   parsed = spec_lib.parse(spec) if spec is not None else None
-  big = open_nested(Path(path))
-  if parsed is not None:
+  big = open_run(Path(path), nested=by == "prefix")
+  if by == "importance":
+    chosen, spent, big = parsed, None, by_importance(big, parsed)
+  elif parsed is not None:
     chosen, spent = parsed, None
     check_trained(big, chosen)
   else:
@@ -102,11 +114,12 @@ def cut(
   state = cut_state(big, chosen, bench)
   files = EXPORTS[export](big, bench, state) if export else {}
   metrics = {"full": scores(big.bench, big.state), "cut": scores(bench, state)}
-  write(big, chosen, config, bench, state, metrics["cut"], out)
+  write(big, chosen, config, bench, state, metrics["cut"], out, by)
   for name, save in files.items():
     save(out / name)
   return {
     "spec": str(chosen),
+    "by": by,
     "params": bench.facts["params"],
     "gmacs_per_image": select.cost("macs", bench.model, big.image) / 1e9,
     "budget": spent,
@@ -118,8 +131,8 @@ def cut(
 # --------------------------------------------------------------------- parts
 
 
-def open_nested(path: Path) -> Nested:
-  """Restores a nested run on one device.
+def open_run(path: Path, *, nested: bool) -> Nested:
+  """Restores a run on one device; with `nested` its parts must be trained.
 
   Raises:
     UserError: no run there, or one whose parts were not trained.
@@ -127,11 +140,10 @@ def open_nested(path: Path) -> Nested:
   folder, step = workdir.root(path)
   run = read_json(folder / "run.json")
   config = {k: v for k, v in run["config"].items() if k != "mesh"}
-  if "granularities" not in config["task"]:
+  if nested and "granularities" not in config["task"]:
     raise UserError(
       f"{folder} was not trained nested: a prefix of its layers means nothing."
-      " Train with task.name=nested, or rewire by importance first"
-      " (vitscale.elastic.slice.rewire)"
+      " Train with task.name=nested, or cut --by importance"
     )
   bench = build(config, devices=jax.local_devices()[:1])
   store = CheckpointStore(folder / "checkpoints")
@@ -142,6 +154,22 @@ def open_nested(path: Path) -> Nested:
   init = lambda key, batch: bench.task.init(bench.model, key, batch)
   boxed = jax.eval_shape(init, jax.random.key(0), one)
   return Nested(folder, run, bench, state, axes.names_of(boxed)["params"])
+
+
+def by_importance(big: Nested, spec: ElasticSpec) -> Nested:
+  """The same run with important heads and hidden units first.
+
+  Raises:
+    UserError: the spec cuts something that has no such order.
+  """
+  order = {"ffn": "mlp", "heads": "heads"}
+  for key in sorted(spec.touched() - {*order, "depth", "layers"}):
+    raise UserError(f"importance orders {' and '.join(order)}, not {key}")
+  over = [axis for key, axis in order.items() if key in spec.touched()]
+  if not over:
+    return big
+  state = importance.rewired(big.bench, big.state, big.names, over)
+  return dataclasses.replace(big, state=state)
 
 
 def check_trained(big: Nested, spec: ElasticSpec) -> None:
@@ -208,7 +236,7 @@ def plain_config(
   config = config_lib.to_dict(big.run["config"])
   config.pop("mesh", None)
   config["model"] = {**config["model"], **changes}
-  config["task"] = config["task"]["of"]
+  config["task"] = config["task"].get("of", config["task"])
   for group in config.get("evals", {}).values():
     if group.get("name") == "nested":
       group["name"] = "classify"
@@ -257,6 +285,7 @@ def write(
   state: Mapping[str, Any],
   found: Mapping[str, float],
   out: Path,
+  by: str,
 ) -> None:
   """The workdir of the cut model; run.json comes last and says it is whole."""
   try:
@@ -278,7 +307,7 @@ def write(
     out / "run.json",
     {
       **run, "status": "finished", "step": step, "metrics": row,
-      "cut": {"from": str(big.folder.absolute()), "spec": str(spec)},
+      "cut": {"from": str(big.folder.absolute()), "spec": str(spec), "by": by},
     },
   )  # fmt: skip
 
