@@ -48,6 +48,7 @@ def test_header_says_command_hardware_time_and_score(path):
 # time, so a branch that adds no more than keys is only built.
 RUNS = (
   "vit_fashion:runlocal",
+  "vit_nested:runlocal",
   "vit_folder:runlocal,path={photos}",
   "vit_i1k:runlocal,path={photos},variant=B/16",
   "ladder:runlocal,rung=flops2e19,path={photos}",
@@ -55,6 +56,7 @@ RUNS = (
 )
 BUILDS = (
   "vit_fashion:runlocal,patch=2,size=12,width=32,depth=1",
+  "vit_nested:runlocal,nest=hydravit:4,strategy=joint",
   "vit_i1k:runlocal,path={photos}",
   "ladder:flops2e13,runlocal",
 )
