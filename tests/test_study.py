@@ -354,3 +354,13 @@ def test_real_training_loop(tmp_path, monkeypatch):
   logs = [path.read_text() for path in (tmp_path / "out/logs").glob("lr*.log")]
   assert len(logs) == 4
   assert sum("Compiling jit(step)" in text for text in logs) == 1
+
+
+def test_a_study_in_this_process_takes_no_accelerator():
+  """jax is imported here already, so its environment comes too late."""
+  import jax
+
+  before = jax.config.jax_platforms
+  with study.study_report.no_accelerator():
+    assert jax.config.jax_platforms == "cpu"
+  assert jax.config.jax_platforms == before

@@ -218,13 +218,20 @@ def summary(result: Mapping[str, Any]) -> str:
 
 @contextlib.contextmanager
 def no_accelerator() -> Iterator[None]:
-  """A study's code that imports jax must not take a GPU from its runs."""
-  before = os.environ.get("JAX_PLATFORMS")
-  if "jax" not in sys.modules:
-    os.environ["JAX_PLATFORMS"] = "cpu"
+  """A study's code that uses jax must not take a GPU from its runs.
+
+  Where jax has looked for its devices before, it keeps them.
+  """
+  before, jax = os.environ.get("JAX_PLATFORMS"), sys.modules.get("jax")
+  os.environ["JAX_PLATFORMS"] = "cpu"  # read when jax is imported
+  asked = jax and jax.config.jax_platforms
+  if jax:
+    jax.config.update("jax_platforms", "cpu")
   try:
     yield
   finally:
+    if jax:
+      jax.config.update("jax_platforms", asked)
     if before is None:
       os.environ.pop("JAX_PLATFORMS", None)
     else:

@@ -1,0 +1,334 @@
+"""What the runs of matformer show: losses by size, agreement, verdicts."""
+
+import functools
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from vitscale.laws.verdict import Answer, Verdict, all_of, decide
+from vitscale.report.figures import Axis, Figure, Line, Panel, Points
+from vitscale.report.page import Table
+
+SIZES = {"S": "ffn=1/8", "M": "ffn=1/4", "L": "ffn=1/2", "XL": "full"}
+PARTS = {
+  "S": Fraction(1, 8), "M": Fraction(1, 4), "L": Fraction(1, 2),
+  "XL": Fraction(1),
+}  # fmt: skip
+NESTED = ("sampled", "sampled-x", "joint", "heavy")
+Results = Mapping[str, Mapping[str, Any]]
+Losses = Mapping[str, Mapping[str, Mapping[int, float]]]  # arm, size, seed
+
+
+def best_rate(done: Results) -> float | None:
+  """The pilots' rate with the lowest loss on `val`; None before they ran."""
+  found = {
+    run["law_variables"]["lr"]: run["metrics"].get("eval/val/nll")
+    for run in done.values()
+    if run["law_variables"].get("arm") == "pilot"
+  }
+  good = {lr: v for lr, v in found.items() if v is not None}
+  return min(good, key=good.__getitem__) if good else None
+
+
+# ------------------------------------------------------------------ readings
+
+
+def finished(done: Results) -> dict[tuple[str, int], Mapping[str, Any]]:
+  """(arm, seed) -> run."""
+  return {
+    (run["law_variables"]["arm"], run["law_variables"]["seed"]): run
+    for run in done.values()
+    if run["status"] == "finished" and "seed" in run["law_variables"]
+    and run["law_variables"]["arm"] != "pilot"
+  }  # fmt: skip
+
+
+def losses(
+  runs: Mapping[tuple[str, int], Any], outputs: Mapping[tuple, Any]
+) -> Losses:
+  """Test loss by arm, size and seed; `separate` and `truncated` are arms."""
+  out: dict[str, dict[str, dict[int, float]]] = {}
+  put = lambda arm, size, seed, value: (
+    out.setdefault(arm, {}).setdefault(size, {}).setdefault(seed, value)
+  )
+  for (arm, seed), run in runs.items():
+    metrics = run["metrics"]
+    if arm in SIZES:
+      put("separate", arm, seed, metrics["eval/test/nll"])
+      continue
+    for size, spec in SIZES.items():
+      label = "" if spec == "full" else f"{spec}/"
+      put(arm, size, seed, metrics[f"eval/test/{label}nll"])
+  for (arm, seed, size), found in outputs.items():
+    if arm == "XL":
+      put("truncated", size, seed, found["nll"])
+  return out
+
+
+def outputs(runs: Mapping[tuple[str, int], Any]) -> dict[tuple, Any]:
+  """(arm, seed, size) -> test predictions, from the checkpoints.
+
+  Separate models at their own size, the separate XL also cut to the others,
+  and `sampled` at S and XL.
+  """
+  found = {}
+  for (arm, seed), run in runs.items():
+    if arm == "XL":
+      wanted = SIZES
+    elif arm == "sampled":
+      wanted = {"S": SIZES["S"], "XL": SIZES["XL"]}
+    elif arm == "S":
+      wanted = {"S": "full"}
+    else:
+      continue
+    for size, spec in wanted.items():
+      found[arm, seed, size] = predictions(run["workdir"], spec)
+  return found
+
+
+def predictions(workdir: str, spec: str) -> dict[str, Any]:
+  """`labels` (n,) that a part of a trained model predicts, and its `nll`."""
+  import jax
+
+  import vitscale as vs
+  from vitscale.core import axes
+  from vitscale.data import pipeline
+  from vitscale.elastic import slice as slice_lib
+  from vitscale.elastic import spec as spec_lib
+
+  model, variables = vs.load(workdir)
+  source = test_data()
+  image = jax.ShapeDtypeStruct((1, *source.shape), np.float32)
+  key = jax.random.key(0)
+  boxed = lambda model: jax.eval_shape(model.init, key, image)
+  small, layers = spec_lib.small(model, spec_lib.parse(spec))
+  own = slice_lib.nest(
+    variables, axes.names_of(boxed(model)), axes.unbox(boxed(small)), layers
+  )
+  labels, nll, count = [], 0.0, 0
+  for batch in pipeline.eval_batches(source, batch_size=500):
+    real = batch["weight"] > 0
+    logits = np.asarray(_apply(small, own, batch["image"]))[real]
+    label = batch["label"][real]
+    labels.append(logits.argmax(-1))
+    top = logits.max(-1, keepdims=True)
+    log_sum = np.log(np.exp(logits - top).sum(-1)) + top[:, 0]
+    nll += float((log_sum - logits[np.arange(len(label)), label]).sum())
+    count += len(label)
+  return {"labels": np.concatenate(labels), "nll": nll / count}
+
+
+@functools.cache
+def test_data() -> Any:
+  from vitscale.data import sources
+
+  return sources.make("fashion_mnist", split="test", size=28)
+
+
+@functools.cache
+def _jitted(model: Any) -> Any:
+  import jax
+
+  from vitscale.tasks import classify
+
+  task = classify.make({"name": "classify"}, test_data())
+  return jax.jit(lambda v, x: model.apply(v, task.normalise(x))[0])
+
+
+def _apply(model: Any, variables: Any, image: np.ndarray) -> Any:
+  return _jitted(model)(variables, image)
+
+
+# ------------------------------------------------------------------ verdicts
+
+
+def interval(values: Sequence[float]) -> tuple[float, float] | None:
+  """95 % of Student's t over seeds; None of fewer than two."""
+  if len(values) < 2:
+    return None
+  mean, error = np.mean(values), stats.sem(values)
+  half = error * stats.t.ppf(0.975, len(values) - 1)
+  return float(mean - half), float(mean + half)
+
+
+def difference(
+  one: Mapping[int, float], other: Mapping[int, float]
+) -> list[float]:
+  """`one` minus `other`, seed by seed."""
+  return [one[seed] - other[seed] for seed in sorted(set(one) & set(other))]
+
+
+def said(name: str, values: Sequence[float]) -> str:
+  ci = interval(values)
+  if ci is None:
+    return f"{name} {np.mean(values):.3f} of one seed" if values else "nothing"
+  return f"{name} {np.mean(values):.3f} [{ci[0]:.3f}, {ci[1]:.3f}]"
+
+
+def judged(
+  claim: str, threshold: str, parts: Mapping[str, tuple[list, float]],
+  control: str = "",
+) -> Verdict:  # fmt: skip
+  """A verdict of differences that all have to lie above their thresholds."""
+  answers: dict[str, Answer] = {
+    name: decide(interval(values), bar) for name, (values, bar) in parts.items()
+  }
+  answer, _ = all_of(answers)
+  first, _ = next(iter(parts.values()))
+  return Verdict(
+    claim, answer, threshold,
+    "; ".join(said(name, values) for name, (values, _) in parts.items()),
+    control,
+    float(np.mean(first)) if first else None,
+    interval(first),
+  )  # fmt: skip
+
+
+def verdicts(found: Losses, agree: Mapping[str, list[float]]) -> list[Verdict]:
+  """The README's claims, those whose arms have run."""
+  gap = lambda a, b, size: difference(found[a][size], found[b][size])
+  s, xl = gap("separate", "sampled", "S"), gap("separate", "sampled", "XL")
+  mean = lambda arm: {
+    seed: float(np.mean([found[arm][size][seed] for size in SIZES]))
+    for seed in found[arm]["S"]
+  }
+  two = agree["two XL runs"]
+  return [
+    judged(
+      "a part that was not trained is no model",
+      "truncated S minus sampled S above .1 nats",
+      {"S:": (gap("truncated", "sampled", "S"), 0.1)},
+    ),
+    judged(
+      "nesting lowers the loss of the smallest most",
+      "separate minus sampled: S above 0, and above that of XL",
+      {
+        "S:": (s, 0.0),
+        "S minus XL:": ([a - b for a, b in zip(s, xl)], 0.0),
+      },
+      "separate runs of equal total FLOPs",
+    ),
+    judged(
+      "S and XL of a nested model agree more than separate ones",
+      "difference of agreement above .02",
+      {"more by": (agree["sampled minus separate"], 0.02)},
+      f"two separate XL runs agree on {np.mean(two):.3f}" if two else "",
+    ),
+    judged(
+      "sampling beats the joint sum at about equal FLOPs",
+      "mean loss of joint minus sampled above 0",
+      {"joint minus sampled": (difference(mean("joint"), mean("sampled")), 0)},
+      "4 times the updates for sampled",
+    ),
+    judged(
+      "probabilities trade the largest for the smallest",
+      "XL: sampled minus heavy above 0; S: heavy minus sampled above 0",
+      {
+        "XL:": (gap("sampled", "heavy", "XL"), 0.0),
+        "S:": (gap("heavy", "sampled", "S"), 0.0),
+      },
+    ),
+  ]
+
+
+def agreement(outputs: Mapping[tuple, Any]) -> dict[str, list[float]]:
+  """Shares of test images on which two models predict the same, by seed."""
+  seeds = sorted({seed for _, seed, _ in outputs})
+  same = lambda a, b: float(
+    np.mean(outputs[a]["labels"] == outputs[b]["labels"])
+  )
+  out: dict[str, list[float]] = {
+    "two XL runs": [
+      same(("XL", seed, "XL"), ("XL", after, "XL"))
+      for seed, after in itertools.pairwise(seeds)
+    ],
+    "separate": [],
+    "sampled": [],
+  }
+  for seed in seeds:
+    out["separate"].append(same(("S", seed, "S"), ("XL", seed, "XL")))
+    out["sampled"].append(same(("sampled", seed, "S"), ("sampled", seed, "XL")))
+  out["sampled minus separate"] = [
+    a - b for a, b in zip(out["sampled"], out["separate"])
+  ]
+  return out
+
+
+# -------------------------------------------------------------------- report
+
+
+def ledger(runs: Mapping[tuple[str, int], Any]) -> Table:
+  """What each arm cost, in FLOPs and updates."""
+  cost, steps = {}, {}
+  for (arm, _), run in runs.items():
+    facts = run["law_variables"]
+    cost.setdefault(arm, facts["flops"])
+    steps.setdefault(arm, run["metrics"]["step"])
+  together = sum(cost[size] for size in SIZES)
+  rows = [
+    {
+      "arm": arm,
+      "of one XL": round(cost[arm] / cost["XL"], 2),
+      "of four separate": round(cost[arm] / together, 2),
+      "updates": steps[arm],
+    }
+    for arm in (*SIZES, *NESTED)
+    if arm in cost
+  ]
+  return Table("Training FLOPs and updates", rows)
+
+
+def analyse(done: Results) -> dict[str, Any]:
+  """See `study_report.Analysis`."""
+  runs = finished(done)
+  seen = outputs(runs)
+  found, agree = losses(runs, seen), agreement(seen)
+  rows = []
+  for arm in ("separate", *NESTED, "truncated"):
+    row: dict[str, Any] = {"arm": arm}
+    for size in SIZES:
+      values = list(found[arm][size].values())
+      row[size] = round(float(np.mean(values)), 4)
+      spread = np.std(values, ddof=1) if len(values) > 1 else math.nan
+      row[f"{size} sd"] = round(float(spread), 4)
+    rows.append(row)
+  return {
+    "title": "One nested training against four separate ones",
+    "verdicts": verdicts(found, agree),
+    "tables": [
+      Table("Test loss (nats), mean over seeds", rows),
+      Table(
+        "Agreement of S and XL",
+        [
+          {"models": name, "share": round(float(np.mean(values)), 4)}
+          for name, values in agree.items()
+          if values
+        ],
+      ),
+      ledger(runs),
+    ],
+    "figures": [figure(found)],
+  }
+
+
+def figure(found: Losses) -> Figure:
+  """Loss against the share of hidden units, an arm a colour."""
+  x = [float(part) for part in PARTS.values()]
+  marks: list[Any] = []
+  for arm in ("separate", "sampled", "joint", "heavy"):
+    values = [list(found[arm][size].values()) for size in SIZES]
+    mean = [float(np.mean(v)) for v in values]
+    bounds = [interval(v) or (m, m) for v, m in zip(values, mean)]
+    low, high = zip(*bounds)
+    marks += [Points(arm, x, mean, low, high), Line(arm, x, mean)]
+  return Figure(
+    "losses", "Nested and separate models",
+    [Panel(Axis("share of hidden units", "log2", ticks=x),
+           Axis("test loss (nats)"), marks)],
+    caption="Intervals are 95 % over seeds, not paired.",
+  )  # fmt: skip
