@@ -90,6 +90,38 @@ def test_joint_is_the_sum_or_the_mean_of_its_parts():
   np.testing.assert_allclose(mean, total / 4, rtol=1e-6)
 
 
+@pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("distil", ["inplace", "progressive"])
+def test_larger_parts_teach_smaller_ones(distil, kind):
+  """By hand from the logits of the parts; teachers get no gradient of it."""
+  texts, of = ("ffn=1/8", "ffn=1/2", "full"), {"name": "classify", "kind": kind}
+  plain = task(strategy="joint", of=of)
+  image = plain.normalise(BATCH["image"])
+  logits = []
+  for text in texts:
+    little, own = plain.part(MODEL, variables(), BATCH, text)
+    logits.append(jax.jit(little.apply)(own, image)[0])
+  small, middle, large = logits
+  teachers = (
+    [(small, large), (middle, large)]
+    if distil == "inplace"
+    else [(small, middle), (middle, large)]
+  )
+  soft = sum(
+    plain.task.nll(student, plain.task.probabilities(teacher)).mean()
+    for student, teacher in teachers
+  )
+  own, _, _ = loss(plain, *texts)
+  taught = task(strategy="joint", of=of, distil=distil, distil_weight=0.5)
+  got, metrics, grads = loss(taught, *texts)
+  np.testing.assert_allclose(got, own + 0.5 * soft, rtol=1e-5)
+  np.testing.assert_allclose(metrics["loss"], own / 3, rtol=1e-5)
+  # Hidden units of the largest alone feel its own loss only.
+  _, _, alone = loss(plain, "full")
+  last = lambda g: g["params"]["encoder"]["block_01"]["mlp"]["down"]["kernel"]
+  np.testing.assert_allclose(last(grads)[16:], last(alone)[16:], atol=1e-6)
+
+
 def test_a_part_is_the_plain_task_on_the_small_model():
   little, own = task().part(MODEL, variables(), BATCH, "ffn=1/4")
   assert little == MODEL.clone(mlp_dim=8)
@@ -215,6 +247,8 @@ def test_other_strategies_build(strategy):
     ({"strategy": "jiont"}, "did you mean 'joint'"),
     ({"reduce": "summ"}, "did you mean 'sum'"),
     ({"weights": (1.0,)}, "one positive weight"),
+    ({"distil": "in-place"}, "did you mean 'inplace'"),
+    ({"distil": "inplace"}, "one part and no teacher: use joint or sandwich"),
     ({"of": {"name": "tests.toys"}}, "several players"),
   ],
 )

@@ -61,7 +61,7 @@ class Task:
       draw: static values of this step, keywords of the model's call.
 
     Returns:
-      Scalar loss and aux with `metrics` and `state`.
+      Scalar loss and aux with `metrics`, `state` and `logits` (b, classes).
     """
     image = self.normalise(batch["image"])
     target = jax.nn.one_hot(batch["label"], self.classes)
@@ -82,7 +82,13 @@ class Task:
     return loss, {
       "metrics": {"loss": loss, "accuracy": hit.mean()},
       "state": state,
+      "logits": logits,
     }
+
+  def probabilities(self, logits: jax.Array) -> jax.Array:
+    """What `nll` takes as a target: softmax, or sigmoid of each class."""
+    logits = logits.astype(jnp.float32)
+    return nn.sigmoid(logits) if self.kind == "sigmoid" else nn.softmax(logits)
 
   def nll(self, logits: jax.Array, target: jax.Array) -> jax.Array:
     """Loss per example (b,), in nats; sigmoid sums over classes."""

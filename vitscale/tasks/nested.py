@@ -29,6 +29,11 @@ from vitscale.elastic.slice import nest
 from vitscale.tasks import Player
 
 REDUCE = ("sum", "mean")
+DISTIL = {
+  "none": "labels only",
+  "inplace": "the largest part of a step teaches the others (1903.05134)",
+  "progressive": "each teaches the next smaller one (Scala, NeurIPS 2024)",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,12 +45,17 @@ class Task:
     granularities: spec texts, smallest first.
     draws: which of them a step trains.
     reduce: of the losses of one step, "sum" (released MatViT) or "mean".
+    distil: a key of DISTIL. A taught part has its own loss too, as in Scala;
+      US-Net's in-place distillation has the teacher's targets alone.
+    distil_weight: of the cross-entropy with the teacher's probabilities.
   """
 
   task: Any
   granularities: tuple[str, ...]
   draws: tuple[draws.Draws, ...]
   reduce: str = "sum"
+  distil: str = "none"
+  distil_weight: float = 1.0
 
   @property
   def players(self) -> tuple[Player, ...]:
@@ -75,16 +85,25 @@ class Task:
         rest goes to the plain task.
 
     Returns:
-      Their sum or mean; metrics are means over the granularities.
+      Their sum or mean, with what distillation adds; metrics are means over
+      the granularities, without.
 
     Raises:
       UserError: a spec that doesn't fit, a family with mutable collections.
     """
     rest = {key: value for key, value in draw.items() if key != NAME}
-    losses, metrics = [], []
-    for text in draw.get(NAME, ("full",)):
+    losses, metrics, teacher = [], [], None
+    for text in reversed(draw.get(NAME, ("full",))):  # largest first
       little, own = self.part(model, variables, batch, text)
       loss, aux = self.task.loss(little, own, batch, rngs, rest)
+      if teacher is not None:
+        soft = self.task.nll(aux["logits"], teacher).mean()
+        loss += self.distil_weight * soft
+      if self.distil == "progressive" or (
+        self.distil == "inplace" and teacher is None
+      ):
+        probabilities = self.task.probabilities(aux["logits"])
+        teacher = jax.lax.stop_gradient(probabilities)
       losses.append(loss)
       metrics.append(aux["metrics"])
     count = len(losses) if self.reduce == "mean" else 1
@@ -148,11 +167,26 @@ def make(config: Mapping[str, Any], source: Any) -> Task:
     raise UserError(
       f"task.granularities {', '.join(texts)}: want two or more that differ"
     )
-  name, reduce = config.get("strategy", "sampled"), config.get("reduce", "sum")
-  if name not in STRATEGIES:
-    raise UserError(f"task.strategy {name!r}{nearest(name, STRATEGIES)}")
-  if reduce not in REDUCE:
-    raise UserError(f"task.reduce {reduce!r}{nearest(reduce, REDUCE)}")
+  name = _choice(config, "strategy", STRATEGIES, "sampled")
+  reduce = _choice(config, "reduce", REDUCE, "sum")
+  distil = _choice(config, "distil", DISTIL, "none")
   strategy, options = STRATEGIES[name]
   draw = strategy(texts, **{k: config[k] for k in options if k in config})
-  return Task(task, texts, (draw,), reduce)
+  if distil == "none":
+    return Task(task, texts, (draw,), reduce)
+  if not hasattr(task, "probabilities"):
+    raise UserError(f"task.distil: {inner['name']!r} has no soft targets")
+  if min(map(len, draw.values)) < 2:
+    raise UserError(
+      f"task.distil={distil}: with strategy {name} a step has one part and no"
+      " teacher: use joint or sandwich"
+    )
+  weight = config.get("distil_weight", 1.0)
+  return Task(task, texts, (draw,), reduce, distil, weight)
+
+
+def _choice(config, key: str, known, default: str) -> str:
+  value = config.get(key, default)
+  if value not in known:
+    raise UserError(f"task.{key} {value!r}{nearest(value, known)}")
+  return value
