@@ -69,7 +69,8 @@ def initializer(
 
   def init(seed: jax.Array) -> State:
     key = jax.random.fold_in(jax.random.key(seed), 0x1417)  # not a step's key
-    variables = axes.unbox(task.init(model, key, example))
+    with sharding.use(None):  # one example need not divide over a mesh
+      variables = axes.unbox(task.init(model, key, example))
     drawn, params, opt = variables.pop("params"), {}, {}
     for player in task.players:
       optimizer = players[player.name]

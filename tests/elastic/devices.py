@@ -5,13 +5,16 @@ the small model alone on the same mesh, bytes of the parameters that are cut.
 """
 
 import json
+import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from tests.contract.families import gap
-from vitscale.core import axes, hlo, sharding, tree
+from tests.tasks.test_nested import config as nested_config
+from vitscale.bench import build
+from vitscale.core import axes, draws, hlo, sharding, tree
 from vitscale.elastic import spec as spec_lib
 from vitscale.elastic.slice import nest
 from vitscale.models import vit
@@ -72,6 +75,28 @@ def check(text, sizes):
   }
 
 
+def trained(mesh):
+  """Parameters after two joint steps over widths, heads and FFN."""
+  config = nested_config(
+    "joint", "hydravit:4", evals={}, model__depth=1, model__width=256,
+    model__mlp_dim=512, optim__eps=1e-3,
+  )  # fmt: skip
+  config.model.num_heads = 4
+  config.mesh = mesh
+  devices = jax.devices()[: math.prod(mesh.values())]
+  bench = build(config, devices=devices)
+  state, batches = bench.init(np.uint32(0)), bench.batches(0, 0)
+  for step in range(2):
+    draw = tuple(sorted(draws.at(bench.draws, 0, step).items()))
+    batch = sharding.shard_batch(next(batches), bench.mesh, bench.rules)
+    lrs = {"model": np.float32(1e-3)}
+    state = bench.step(state, batch, np.uint32(0), lrs, draw=draw)
+  batches.close()
+  return jax.device_get(state["params"])
+
+
 if __name__ == "__main__":
   assert jax.device_count() == 8, jax.devices()
-  print(json.dumps({name: check(*case) for name, case in CASES.items()}))
+  results = {name: check(*case) for name, case in CASES.items()}
+  results["training"] = {"gap": gap(trained({"fsdp": 8}), trained({"fsdp": 1}))}
+  print(json.dumps(results))

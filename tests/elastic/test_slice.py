@@ -287,7 +287,9 @@ def on_eight_devices():
   return json.loads(run.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("case", ["ffn fsdp", "embed fsdp", "ffn tensor"])
+@pytest.mark.parametrize(
+  "case", ["ffn fsdp", "embed fsdp", "ffn tensor", "training"]
+)
 def test_eight_devices_equal_one(case):
   saw = on_eight_devices()[case]
   assert saw["gap"] < 1e-5

@@ -13,6 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from tests import toys
+from vitscale.bench import build
 from vitscale.core import accounting, axes, optim, placement, sharding
 from vitscale.core.axes import AxisError
 from vitscale.core.errors import UserError
@@ -266,6 +268,14 @@ def flops_do_not_depend_on_the_mesh():
     assert accounting.train_flops(loss, abstract, batch) == plain
 
 
+def odd_tokens_start_on_any_mesh():
+  """Init traces one example, whose 5 tokens need not divide over devices."""
+  config = toys.config(evals={}, batch_size=16)
+  config.model.pool, config.mesh = "cls", {"fsdp": 8}
+  state = build(config).init(np.uint32(0))
+  assert int(state["step"]) == 0
+
+
 CHECKS = [
   fsdp_and_tensor_equal_one_device,
   replicas_and_microbatches_equal_one_device,
@@ -277,6 +287,7 @@ CHECKS = [
   constraints_live_with_shard_map,
   shard_map_flops,
   flops_do_not_depend_on_the_mesh,
+  odd_tokens_start_on_any_mesh,
 ]
 
 
