@@ -19,7 +19,7 @@ HERE = Path(__file__).parent
 analysis = load_module(HERE / "analysis.py")
 
 SIZES = analysis.SIZES  # name -> spec
-RATES = (1e-3, 2e-3, 4e-3)
+RATES = (1e-3, 2e-3, 4e-3, 8e-3)
 PILOT = 1000  # seeds of pilots, disjoint from every study's
 
 
