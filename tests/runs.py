@@ -1,11 +1,14 @@
 """What tests of real runs share: read a run, compare two, call the command."""
 
+import json
 import os
 import re
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -64,6 +67,19 @@ def python(*args, **env):
 def command(*args, **env):
   """The real `vitscale` in a process of its own."""
   return python("-m", "vitscale.cli", *args, **env)
+
+
+def print_results(checks):
+  """Runs the checks of a process; prints name -> "" or the traceback."""
+  assert jax.device_count() == 8, jax.devices()
+  results = {}
+  for check in checks:
+    try:
+      check()
+      results[check.__name__] = ""
+    except Exception:
+      results[check.__name__] = traceback.format_exc()
+  print(json.dumps(results))
 
 
 def complaint(err, *, noise=False):

@@ -112,7 +112,7 @@ def build(
   mesh = topology.make_mesh(
     read.group("mesh").kwargs() or None,
     devices,
-    sizes=sharding.split_sizes(
+    sizes=placement.split_sizes(
       names["params"], abstract["params"], rules, "fsdp"
     ),
   )

@@ -4,9 +4,7 @@ Prints one JSON object: name of the check -> "" or the traceback.
 """
 
 import functools
-import json
 import re
-import traceback
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +12,7 @@ import numpy as np
 import optax
 
 from tests import toys
+from tests.runs import print_results
 from vitscale.bench import build
 from vitscale.core import accounting, axes, optim, placement, sharding
 from vitscale.core.axes import AxisError
@@ -291,17 +290,5 @@ CHECKS = [
 ]
 
 
-def main():
-  assert jax.device_count() == 8, jax.devices()
-  results = {}
-  for check in CHECKS:
-    try:
-      check()
-      results[check.__name__] = ""
-    except Exception:
-      results[check.__name__] = traceback.format_exc()
-  print(json.dumps(results))
-
-
 if __name__ == "__main__":
-  main()
+  print_results(CHECKS)

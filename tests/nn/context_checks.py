@@ -5,14 +5,13 @@ Prints one JSON object: name of the check -> "" or the traceback.
 
 import functools
 import itertools
-import json
 import re
-import traceback
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tests.runs import print_results
 from vitscale.core import sharding
 from vitscale.core.axes import AxisError
 from vitscale.core.mesh import CONTEXTS
@@ -194,17 +193,5 @@ CHECKS = [
 ]
 
 
-def main():
-  assert jax.device_count() == 8, jax.devices()
-  results = {}
-  for check in CHECKS:
-    try:
-      check()
-      results[check.__name__] = ""
-    except Exception:
-      results[check.__name__] = traceback.format_exc()
-  print(json.dumps(results))
-
-
 if __name__ == "__main__":
-  main()
+  print_results(CHECKS)

@@ -14,7 +14,7 @@ from vitscale.core import axes as axes_lib
 from vitscale.core.axes import AxisError
 from vitscale.core.errors import UserError, nearest
 from vitscale.core.mesh import Rules, axis_tuple
-from vitscale.core.sharding import Scope, nearby
+from vitscale.core.sharding import SMALL, Scope, nearby
 from vitscale.core.tree import flatten
 
 FREE = PartitionSpec.UNCONSTRAINED
@@ -81,6 +81,25 @@ def check_batch(
       f"{name}={size} doesn't divide over {dict(mesh.shape)}{parts}: should be"
       f" a multiple of {ways}, nearest {nearby(size, ways)}"
     )
+
+
+def split_sizes(
+  names: Any, abstract: Any, rules: Rules, axis: str, *, small: int = SMALL
+) -> set[int]:
+  """Sizes of the parameters' dimensions that a mesh axis would split.
+
+  Args:
+    names, abstract, rules, small: as for `param_shardings`.
+    axis: of the mesh.
+  """
+  named = flatten(names)
+  return {
+    size
+    for path, leaf in flatten(abstract).items()
+    if math.prod(leaf.shape) >= small
+    for name, size in zip(named[path].names, leaf.shape)
+    if axis in axis_tuple(rules.params.get(axes_lib.role(name)))
+  }
 
 
 def describe(names: Any, abstract: Any, shardings: Any) -> str:

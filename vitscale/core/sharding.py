@@ -272,25 +272,6 @@ def param_spec(
   return PartitionSpec(*spec)
 
 
-def split_sizes(
-  names: Any, abstract: Any, rules: Rules, axis: str, *, small: int = SMALL
-) -> set[int]:
-  """Sizes of the parameters' dimensions that a mesh axis would split.
-
-  Args:
-    names, abstract, rules, small: as for `param_shardings`.
-    axis: of the mesh.
-  """
-  named = tree_lib.flatten(names)
-  return {
-    size
-    for path, leaf in tree_lib.flatten(abstract).items()
-    if math.prod(leaf.shape) >= small
-    for name, size in zip(named[path].names, leaf.shape)
-    if axis in axis_tuple(rules.params.get(axes_lib.role(name)))
-  }
-
-
 def follow(state: Any, shardings: Any, mesh: Mesh) -> Any:
   """Shardings of an optimizer state: each leaf as the parameter it mirrors.
 
