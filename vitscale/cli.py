@@ -18,6 +18,7 @@ from typing import Any
 
 from vitscale import cli_cut, cli_fit, cli_launch
 from vitscale.core.errors import UserError, nearest
+from vitscale.launch import machine
 
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 75
 
@@ -50,11 +51,10 @@ def train(args: argparse.Namespace) -> tuple[dict[str, Any], int]:
   """
   from vitscale.core import config as config_lib
   from vitscale.core import duration
-  from vitscale.launch import machine
 
   config = config_lib.load(args.config, args.overrides)
   window = args.profile and duration.window(args.profile)
-  os.environ.update(machine.jax_env())  # before jax is imported
+  os.environ.update(machine.cache_env())  # before jax is imported
   with _sigterm_interrupts():
     from vitscale.core import distributed
 
@@ -339,6 +339,7 @@ class _Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
   """Entry point; returns the exit code."""
   args = _parse(argv)
+  os.environ.update(machine.platform_env())  # before jax is imported
   with _stdout(args.json) as write:
     try:
       result, code = args.function(args)

@@ -15,12 +15,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     help="the most it may cost; up to 1 a fraction of the whole model",
   )  # fmt: skip
   parser.add_argument(
-    "--select", default="least_slope", metavar="least_slope|exhaustive",
+    "--select", default="least_slope",
+    metavar="least_slope|sensitivity|exhaustive",
     help="how to choose for a budget",
   )  # fmt: skip
   parser.add_argument(
     "--score-on", metavar="NAME",
-    help="exhaustive: the config's evals.NAME (default val)",
+    help="sensitivity, exhaustive: the config's evals.NAME (default val)",
   )  # fmt: skip
   parser.add_argument(
     "--by", default="prefix", metavar="prefix|importance",

@@ -169,3 +169,46 @@ def test_masked_scores_what_is_cut(scan):
   params = select.masked(variables["params"], names["params"], sizes)
   got, _ = jax.jit(big.apply)({"params": params}, image)
   assert gap(got, want) < 1e-6
+
+
+# --------------------------------------------------------------- sensitivity
+
+
+def additive(seed):
+  """Minus a loss that adds up over layers; lower levels lose more."""
+  rng = np.random.default_rng(seed)
+  drops = np.sort(rng.random((3, 4)), axis=1)[:, ::-1]
+  drops[:, -1] = 0
+  levels = space().levels
+
+  def score(spec):
+    parts = spec.ffn * (3 if len(spec.ffn) == 1 else 1)
+    return -sum(drops[i, levels.index(p)] for i, p in enumerate(parts))
+
+  return score
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("share", ["0.62", "0.7", "0.9", "1"])
+def test_sensitivity_is_exact_for_losses_that_add_up(seed, share):
+  score, asked = additive(seed), budget(share)
+  chosen = select.choose(space(), asked, "sensitivity", score)
+  assert space().cost(chosen) <= asked.limit
+  fit = [s for s in space().exhaustive() if space().cost(s) <= asked.limit]
+  assert score(chosen) == pytest.approx(max(map(score, fit)))
+
+
+def test_sensitivity_measures_few():
+  seen = []
+  score = additive(0)
+  select.choose(
+    space(), budget("0.7"), "sensitivity",
+    lambda spec: (seen.append(spec), score(spec))[1],
+  )  # fmt: skip
+  assert len(seen) == 3 * (4 - 1) + 1
+
+
+def test_sensitivity_wants_levels():
+  narrow = space(texts=("heads=1/2 embed=1/2 ffn=1/2", "full"))
+  with pytest.raises(UserError, match="mixes levels of the FFN"):
+    select.choose(narrow, budget("0.7"), "sensitivity", lambda spec: 0.0)

@@ -191,7 +191,7 @@ def within(
   asked = select.budget(text, lambda kind: select.cost(kind, model, image))
   price = lambda little: select.cost(asked.kind, little, image)
   space = select.Space(model, big.bench.task.granularities, price)
-  score = scorer(big, score_on) if how == "exhaustive" else None
+  score = None if how == "least_slope" else scorer(big, score_on)
   chosen = select.choose(space, asked, how, score)
   used = price(spec_lib.small(model, chosen)[0])
   spent = {

@@ -2,11 +2,13 @@
 
     least_slope  shapes that rise with depth and use two neighbouring levels
                  (MatFormer, 2310.07707 section 3.3); nothing is measured
+    sensitivity  each layer alone is set to each level and scored; the mix with
+                 the least sum of what that cost, by dynamic programming
     exhaustive   every mix of levels that leaves no room for more, scored on
                  held-out data; for spaces of at most 4096
 
-Both mix levels of the FFN, where a run nests nothing else; of other runs the
-granularities they trained are the candidates.
+They mix levels of the FFN, where a run nests nothing else; of other runs the
+granularities they trained are the candidates, and sensitivity has none.
 """
 
 import dataclasses
@@ -177,8 +179,8 @@ def choose(
   Args:
     space: of the run.
     asked: in the units of the space's price.
-    how: "least_slope" takes the costliest that fits, "exhaustive" the one
-      with the best score.
+    how: "least_slope" takes the costliest that fits, "sensitivity" the best
+      sum of single layers, "exhaustive" the best score.
     score: of a candidate on held-out data, higher is better.
 
   Raises:
@@ -200,12 +202,62 @@ def choose(
   if how == "least_slope":
     return max(fit, key=costs.__getitem__)
   if score is None:
-    raise UserError("exhaustive search scores on held-out data: config.evals")
+    raise UserError(f"{how} scores on held-out data: config.evals")
+  if how == "sensitivity":
+    return least_sensitive(space, asked.limit, score)
   return max((s for s in fit if space.full(s, asked.limit)), key=score)
+
+
+def least_sensitive(
+  space: Space, limit: float, score: Callable[[ElasticSpec], float]
+) -> ElasticSpec:
+  """The mix within `limit` whose layers, changed one at a time, cost least.
+
+  Exact for losses that add up over layers. Measures L (levels - 1) + 1
+  models; of mixes equal in cost only the best so far is gone on with.
+  """
+  top = [space.levels[-1]] * space.depth
+
+  def changed(layer: int, level: Any) -> ElasticSpec:
+    return ElasticSpec(ffn=(*top[:layer], level, *top[layer + 1 :]))
+
+  most, best = (
+    score(ElasticSpec(ffn=tuple(top))),
+    space.cost(changed(0, top[0])),
+  )
+  front: list[tuple[int, float, tuple]] = [(best, 0.0, ())]
+  for layer in range(space.depth):
+    grown = []
+    for level in space.levels:
+      spec = changed(layer, level)
+      loss = most - score(spec) if level != top[0] else 0.0
+      saved = best - space.cost(spec)
+      grown += [(c - saved, v + loss, (*mix, level)) for c, v, mix in front]
+    front = []
+    for one in sorted(grown, key=lambda x: x[:2]):
+      if not front or one[1] < front[-1][1]:
+        front.append(one)
+  # The front falls in loss as it rises in cost: the last that fits is best.
+  return ElasticSpec(ffn=[mix for c, _, mix in front if c <= limit][-1])
+
+
+def _uniform(space: Space) -> list[ElasticSpec]:
+  """The ends of what sensitivity can reach.
+
+  Raises:
+    UserError: there are no levels to mix.
+  """
+  if not space.levels:
+    raise UserError(
+      "sensitivity mixes levels of the FFN, this run nests something else:"
+      " select by least_slope or exhaustive"
+    )
+  return [ElasticSpec(ffn=(level,) * space.depth) for level in space.levels]
 
 
 SELECTORS: dict[str, Callable[[Space], list[ElasticSpec]]] = {
   "least_slope": Space.least_slope,
+  "sensitivity": _uniform,
   "exhaustive": Space.exhaustive,
 }
 
