@@ -1,13 +1,17 @@
 """Held-out loss and accuracy of every granularity of a nested run.
 
 `evals.NAME = {"name": "nested", ...}` logs those of the whole model under the
-names of `classify`, and those of each part below its spec (`ffn=1/4/nll`).
+names of `classify`, and those of each part below its spec (`ffn=1/4/nll`), with
+how far it follows the whole (MatFormer, 2310.07707 section 3.4): `agreement`,
+the share of examples on which both predict the same, and `kl`, the divergence
+of its prediction from the whole one's, in nats.
 """
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from vitscale.core.errors import UserError
 from vitscale.evals import classify
@@ -26,12 +30,26 @@ def make(task: Any, model: Any) -> Callable[..., Sums]:
 
   def sums(variables: Mapping[str, Any], batch: Mapping[str, Any]) -> Sums:
     found = {}
+    whole = task.predict(model, variables, batch).get("logits")
     for text in dict.fromkeys(("full", *task.granularities)):
       little, own = task.part(model, variables, batch, text)
       found[text] = classify.make(task.task, little)(own, batch)
+      if text != "full" and whole is not None:
+        logits = task.task.predict(little, own, batch)["logits"]
+        found[text] |= _follows(logits, whole, batch["weight"])
     return found
 
   return sums
+
+
+def _follows(
+  logits: jax.Array, whole: jax.Array, weight: jax.Array
+) -> dict[str, jax.Array]:
+  """Sums of `agreement` and `kl` over the real rows."""
+  own, full = jax.nn.log_softmax(logits), jax.nn.log_softmax(whole)
+  kl = (jnp.exp(own) * (own - full)).sum(-1)
+  same = (logits.argmax(-1) == whole.argmax(-1)).astype(jnp.float32)
+  return {"agreement": (weight * same).sum(), "kl": (weight * kl).sum()}
 
 
 def evaluate(
@@ -45,6 +63,10 @@ def evaluate(
   for text in parts[0]:
     own = [part[text] for part in parts]
     scores = classify.evaluate(lambda _, part: part, variables, own)
+    for name in ("agreement", "kl"):
+      if name in own[0]:
+        total = sum(float(part[name]) for part in own)
+        scores[name] = total / scores["examples"]
     label = "" if text == "full" else f"{text}/"
     out |= {f"{label}{name}": value for name, value in scores.items()}
   return out
