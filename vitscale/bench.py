@@ -52,6 +52,7 @@ class Bench:
   rules: Any
   init: Callable[[int], step_lib.State]  # seed -> state, sharded
   abstract: step_lib.State  # ShapeDtypeStructs with shardings
+  names: Any  # Axes of the parameters
   step: Callable[
     ..., step_lib.State
   ]  # (state, batch, seed, lrs, draw) -> state
@@ -231,6 +232,7 @@ def build(
     rules=rules,
     init=within(jax.jit(init, out_shardings=placed)),
     abstract=abstract,
+    names=names["params"],
     step=within(compiled),
     trace=within(compiled.trace),
     inputs=inputs,

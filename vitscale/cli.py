@@ -165,7 +165,6 @@ def _whisper(text: str) -> None:
 
 def models(args: argparse.Namespace) -> tuple[dict[str, Any], int]:
   """Lists families and variants with exact sizes."""
-  os.environ.setdefault("JAX_PLATFORMS", "cpu")  # shapes need no accelerator
   from vitscale import zoo
 
   rows = zoo.rows(args.family)
@@ -193,7 +192,6 @@ def doctor(args: argparse.Namespace) -> tuple[dict[str, Any], int]:
 
   Exit code 1 when a checkpoint is damaged; nothing is changed.
   """
-  os.environ.setdefault("JAX_PLATFORMS", "cpu")  # a sum over every file
   from vitscale import doctor as doctor_lib
 
   result = doctor_lib.examine(args.folder)
@@ -232,7 +230,9 @@ def parser() -> argparse.ArgumentParser:
   top.add_argument("--version", action="version", version=__version__)
   verbs = top.add_subparsers(dest="verb", metavar="VERB", required=True)
 
-  def verb(function: Any, example: str) -> argparse.ArgumentParser:
+  def verb(
+    function: Any, example: str, *, accelerator: bool = True
+  ) -> argparse.ArgumentParser:
     text = textwrap.dedent(function.__doc__).strip()
     sub = verbs.add_parser(
       function.__name__,
@@ -240,7 +240,7 @@ def parser() -> argparse.ArgumentParser:
       description=text,
       epilog=f"example: vitscale {example}",
     )
-    sub.set_defaults(function=function)
+    sub.set_defaults(function=function, accelerator=accelerator)
     sub.add_argument(
       "--json", action="store_true", help="one JSON object on stdout"
     )
@@ -278,7 +278,11 @@ def parser() -> argparse.ArgumentParser:
     "--dist-timeout", type=int, default=300, metavar="SECONDS",
     help="how long to wait for the other processes at the start",
   )  # fmt: skip
-  sub = verb(fit, "fit runs.csv --law chinchilla --map N=params D=tokens")
+  # A few milliseconds of work, shapes, a sum over every file: on the CPU.
+  sub = verb(
+    fit, "fit runs.csv --law chinchilla --map N=params D=tokens",
+    accelerator=False,
+  )  # fmt: skip
   cli_fit.add_arguments(sub)
   sub = verb(plan, "plan vit_i1k:variant=L/16 --topology v5e:16x16")
   sub.add_argument("config", help="FILE.py[:args] or a name of configs/")
@@ -300,11 +304,11 @@ def parser() -> argparse.ArgumentParser:
   cli_launch.add_arguments(sub)
   sub = verb(cut, "cut out/nested --budget macs:0.6 --out out/small")
   cli_cut.add_arguments(sub)
-  sub = verb(models, "models --family vit")
+  sub = verb(models, "models --family vit", accelerator=False)
   sub.add_argument("--family", help="only this family")
   sub = verb(runs, "runs out/patchify-quick")
   sub.add_argument("folder")
-  sub = verb(doctor, "doctor out/run")
+  sub = verb(doctor, "doctor out/run", accelerator=False)
   sub.add_argument("folder", metavar="WORKDIR")
   sub = verb(data, "data get fashion_mnist --out data/fashion_mnist")
   sub.add_argument("action", choices=["get"])
@@ -339,7 +343,8 @@ class _Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
   """Entry point; returns the exit code."""
   args = _parse(argv)
-  os.environ.update(machine.platform_env())  # before jax is imported
+  # Before jax is imported.
+  os.environ.update(machine.platform_env(accelerator=args.accelerator))
   with _stdout(args.json) as write:
     try:
       result, code = args.function(args)

@@ -1,7 +1,6 @@
 """`vitscale fit` on the command line: its options, and what they mean."""
 
 import argparse
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -92,7 +91,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> tuple[dict[str, Any], int]:
   """Fits, prints unless `--json`; the result and the exit code."""
-  os.environ.setdefault("JAX_PLATFORMS", "cpu")  # a few milliseconds of work
   from vitscale.laws import from_files
 
   if args.law == "auto":

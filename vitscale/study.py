@@ -37,6 +37,7 @@ from vitscale.launch.job import ENGINES
 from vitscale.launch.local import TRAIN, Interrupted
 
 LAUNCHERS = ("local", "slurm")
+ENDED = ("finished", "failed")  # of a run that won't go on by itself
 Result = dict[str, Any]
 
 
@@ -98,14 +99,8 @@ def run_study(
       `out` of another study or in use, a run name that can't be one.
   """
   start = time.monotonic()
-  path = config_lib.find(name, "experiments", "{}/study.py").absolute()
+  path, module = find(name, scale)
   name = path.parent.name
-  with study_report.no_accelerator():
-    module = load(path)
-  if scale not in module.SCALES:
-    raise UserError(
-      f"{name} has no scale {scale!r}{nearest(scale, module.SCALES)}"
-    )
   files = study_data.find(name, module, data)
   out = Path(out or f"out/{name}-{scale}").absolute()
   head = {"study": name, "scale": scale}
@@ -184,7 +179,7 @@ def refuse_launched(out: Path) -> None:
     (name, sent["on"])
     for name, sent in launched(out).items()
     if (read_json(out / "runs" / name / "run.json") or {}).get("status")
-    not in ("finished", "failed")
+    not in ENDED
   ]
   if away:
     raise UserError(
@@ -346,7 +341,24 @@ def result_of(run: Run, raw: Mapping[str, Any], workdir: Path) -> Result:
 # --------------------------------------------------------------------- parts
 
 
-def load(path: Path) -> Any:
+def find(name: str, scale: str) -> tuple[Path, Any]:
+  """The path of a study's study.py, and the module.
+
+  Raises:
+    UserError: no such study, or it lacks something, or this scale.
+  """
+  path = config_lib.find(name, "experiments", "{}/study.py").absolute()
+  with study_report.no_accelerator():
+    module = _load(path)
+  if scale not in module.SCALES:
+    raise UserError(
+      f"{path.parent.name} has no scale"
+      f" {scale!r}{nearest(scale, module.SCALES)}"
+    )
+  return path, module
+
+
+def _load(path: Path) -> Any:
   """Imports study.py; files beside it can be imported by name."""
   if str(path.parent) not in sys.path:
     sys.path.append(str(path.parent))

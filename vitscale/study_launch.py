@@ -22,11 +22,9 @@ from typing import Any
 from vitscale import study as study_lib
 from vitscale import study_report
 from vitscale.core import config as config_lib
-from vitscale.core.errors import UserError, nearest
+from vitscale.core.errors import UserError
 from vitscale.core.log import read_json, write_json
-from vitscale.study import Run
-
-ENDED = ("finished", "failed")
+from vitscale.study import ENDED, Run
 
 
 @dataclasses.dataclass
@@ -76,14 +74,8 @@ def opened(
   Raises:
     UserError: as `study.run_study`; a study of public points.
   """
-  path = config_lib.find(name, "experiments", "{}/study.py").absolute()
+  path, module = study_lib.find(name, scale)
   name, out = path.parent.name, Path(out)
-  with study_report.no_accelerator():
-    module = study_lib.load(path)
-  if scale not in module.SCALES:
-    raise UserError(
-      f"{name} has no scale {scale!r}{nearest(scale, module.SCALES)}"
-    )
   if getattr(module, "DATA", None):
     raise UserError(f"{name} is a study of points: it has no runs to launch")
   head = {"study": name, "scale": scale}

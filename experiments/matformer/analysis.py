@@ -93,34 +93,20 @@ def outputs(runs: Mapping[tuple[str, int], Any]) -> dict[tuple, Any]:
 
 def predictions(workdir: str, spec: str) -> dict[str, Any]:
   """`labels` (n,) that a part of a trained model predicts, and its `nll`."""
-  import jax
-
   import vitscale as vs
-  from vitscale.core import axes
   from vitscale.data import pipeline
-  from vitscale.elastic import slice as slice_lib
-  from vitscale.elastic import spec as spec_lib
 
   model, variables = vs.load(workdir)
-  source = test_data()
-  image = jax.ShapeDtypeStruct((1, *source.shape), np.float32)
-  key = jax.random.key(0)
-  boxed = lambda model: jax.eval_shape(model.init, key, image)
-  small, layers = spec_lib.small(model, spec_lib.parse(spec))
-  own = slice_lib.nest(
-    variables, axes.names_of(boxed(model)), axes.unbox(boxed(small)), layers
-  )
-  labels, nll, count = [], 0.0, 0
-  for batch in pipeline.eval_batches(source, batch_size=500):
+  labels, nll = [], []
+  for batch in pipeline.eval_batches(test_data(), batch_size=500):
     real = batch["weight"] > 0
-    logits = np.asarray(_apply(small, own, batch["image"]))[real]
-    label = batch["label"][real]
-    labels.append(logits.argmax(-1))
-    top = logits.max(-1, keepdims=True)
-    log_sum = np.log(np.exp(logits - top).sum(-1)) + top[:, 0]
-    nll += float((log_sum - logits[np.arange(len(label)), label]).sum())
-    count += len(label)
-  return {"labels": np.concatenate(labels), "nll": nll / count}
+    found = _predict(model, spec)(variables, batch)
+    labels.append(np.asarray(found["logits"])[real].argmax(-1))
+    nll.append(np.asarray(found["nll"], np.float64)[real])
+  return {
+    "labels": np.concatenate(labels),
+    "nll": float(np.concatenate(nll).mean()),
+  }
 
 
 @functools.cache
@@ -131,17 +117,20 @@ def test_data() -> Any:
 
 
 @functools.cache
-def _jitted(model: Any) -> Any:
+def _predict(model: Any, spec: str) -> Any:
+  """`(variables, batch) -> nll, logits` of a part, compiled once a model."""
   import jax
 
-  from vitscale.tasks import classify
+  from vitscale.tasks import nested
 
-  task = classify.make({"name": "classify"}, test_data())
-  return jax.jit(lambda v, x: model.apply(v, task.normalise(x))[0])
+  config = {"of": {"name": "classify"}, "granularities": tuple(SIZES.values())}
+  task = nested.make(config, test_data())
 
+  def predict(variables: Any, batch: Any) -> dict[str, Any]:
+    part = task.part(model, variables, batch, spec)
+    return task.task.predict(*part, batch)
 
-def _apply(model: Any, variables: Any, image: np.ndarray) -> Any:
-  return _jitted(model)(variables, image)
+  return jax.jit(predict)
 
 
 # ------------------------------------------------------------------ verdicts

@@ -229,9 +229,9 @@ def test_a_written_config_is_the_same_run(tmp_path):
 def _runs(name):
   from vitscale import study, study_report
 
-  path = config_lib.find(name, "experiments", "{}/study.py").absolute()
+  _, module = study.find(name, "smoke")
   with study_report.no_accelerator():
-    return study.load(path).runs("smoke", {})
+    return module.runs("smoke", {})
 
 
 @pytest.mark.parametrize(

@@ -247,3 +247,5 @@ def test_no_search_for_a_tpu_that_is_not_here(
   monkeypatch.setattr(machine.importlib.util, "find_spec", spec)
   monkeypatch.setattr(machine, "has_tpu", lambda: chips)
   assert machine.platform_env() == want
+  left_to_others = {} if asked else {"JAX_PLATFORMS": "cpu"}
+  assert machine.platform_env(accelerator=False) == left_to_others

@@ -21,6 +21,7 @@ import ml_collections
 from vitscale.core.duration import UNITS
 from vitscale.core.duration import steps as steps
 from vitscale.core.errors import UserError, nearest
+from vitscale.core.log import read_json
 
 ConfigDict = ml_collections.ConfigDict
 
@@ -103,10 +104,7 @@ def load(spec: str, overrides: Iterable[str] = ()) -> ConfigDict:
 
 def _resolved(path: Path, arg: str) -> ConfigDict:
   """The config of a .json file; its digest is that of what was written."""
-  try:
-    values = json.loads(path.read_text())
-  except ValueError as error:
-    raise UserError(f"{path} is not JSON ({error})") from error
+  values = read_json(path)
   if arg or not isinstance(values, dict):
     takes = "takes no arguments" if arg else "is no object of keys and values"
     raise UserError(f"{path} {takes}")

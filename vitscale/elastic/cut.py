@@ -20,7 +20,6 @@ import jax.numpy as jnp
 
 from vitscale import record, workdir
 from vitscale.bench import Bench, build
-from vitscale.core import axes
 from vitscale.core import config as config_lib
 from vitscale.core.checkpoint import CheckpointStore
 from vitscale.core.errors import UserError, nearest
@@ -41,13 +40,12 @@ from vitscale.nn.block import per_layer
 
 @dataclasses.dataclass(frozen=True)
 class Nested:
-  """A run to cut, opened: its facts, bench, state and axis names."""
+  """A run to cut, opened: its facts, bench and state."""
 
   folder: Path
   run: Mapping[str, Any]
   bench: Bench
   state: Mapping[str, Any]
-  names: Any  # Axes of the parameters
 
   @property
   def image(self) -> tuple[int, int, int]:
@@ -148,12 +146,7 @@ def open_run(path: Path, *, nested: bool) -> Nested:
   bench = build(config, devices=jax.local_devices()[:1])
   store = CheckpointStore(folder / "checkpoints")
   state, _ = store.restore(bench.abstract, step)
-  one = jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype), bench.inputs[1]
-  )
-  init = lambda key, batch: bench.task.init(bench.model, key, batch)
-  boxed = jax.eval_shape(init, jax.random.key(0), one)
-  return Nested(folder, run, bench, state, axes.names_of(boxed)["params"])
+  return Nested(folder, run, bench, state)
 
 
 def by_importance(big: Nested, spec: ElasticSpec) -> Nested:
@@ -168,7 +161,7 @@ def by_importance(big: Nested, spec: ElasticSpec) -> Nested:
   over = [axis for key, axis in order.items() if key in spec.touched()]
   if not over:
     return big
-  state = importance.rewired(big.bench, big.state, big.names, over)
+  state = importance.rewired(big.bench, big.state, over)
   return dataclasses.replace(big, state=state)
 
 
@@ -207,8 +200,7 @@ def scorer(big: Nested, label: str | None) -> Any:
   Raises:
     UserError: no such evaluation.
   """
-  config, _ = plain_config(big, ElasticSpec())
-  bench = build(config, devices=jax.local_devices()[:1])
+  _, bench = plain(big, ElasticSpec())
   known = list(bench.evals)
   label = label or ("val" if "val" in known else known[0] if known else "")
   if label not in known:
@@ -220,7 +212,7 @@ def scorer(big: Nested, label: str | None) -> Any:
     little, layers = spec_lib.small(bench.model, spec)
     if spec.touched() <= {"ffn"}:
       sizes = per_layer(little.mlp_dim, len(layers), "mlp_dim")
-      params = select.masked(big.state[kept], big.names, sizes)
+      params = select.masked(big.state[kept], big.bench.names, sizes)
       return -bench.evals[label].run({**big.state, kept: params})["nll"]
     _, own = plain(big, spec)
     return -own.evals[label].run(cut_state(big, spec, own))["nll"]
@@ -228,11 +220,9 @@ def scorer(big: Nested, label: str | None) -> Any:
   return score
 
 
-def plain_config(
-  big: Nested, spec: ElasticSpec
-) -> tuple[dict[str, Any], tuple[int, ...]]:
-  """The config of the small model alone, and which layers it keeps."""
-  changes, layers = spec_lib.resolve(spec, spec_lib.options_of(big.bench.model))
+def plain(big: Nested, spec: ElasticSpec) -> tuple[dict[str, Any], Bench]:
+  """Config and bench of the small model alone, on one device."""
+  changes, _ = spec_lib.resolve(spec, spec_lib.options_of(big.bench.model))
   config = config_lib.to_dict(big.run["config"])
   config.pop("mesh", None)
   config["model"] = {**config["model"], **changes}
@@ -240,20 +230,15 @@ def plain_config(
   for group in config.get("evals", {}).values():
     if group.get("name") == "nested":
       group["name"] = "classify"
-  return config_lib.to_dict(config), layers  # tuples as lists, as stored
-
-
-def plain(big: Nested, spec: ElasticSpec) -> tuple[dict[str, Any], Bench]:
-  """Config and bench of the small model alone, on one device."""
-  config, _ = plain_config(big, spec)
+  config = config_lib.to_dict(config)  # tuples as lists, as stored
   return config, build(config, devices=jax.local_devices()[:1])
 
 
 def cut_state(big: Nested, spec: ElasticSpec, bench: Bench) -> dict[str, Any]:
   """The state of a run of the small model, sliced from the nested one's."""
-  _, layers = plain_config(big, spec)
+  _, layers = spec_lib.small(big.bench.model, spec)
   part = lambda name: slice.nest(
-    big.state[name], big.names, bench.abstract[name], layers
+    big.state[name], big.bench.names, bench.abstract[name], layers
   )
   state = {name: big.state[name] for name in bench.abstract}
   state |= {name: part(name) for name in ("params", "ema")}

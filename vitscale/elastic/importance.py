@@ -17,8 +17,7 @@ from vitscale.bench import Bench
 from vitscale.core import axes as axes_lib
 from vitscale.core import sharding, tree
 from vitscale.core.axes import AxisError
-from vitscale.elastic.slice import rewire
-from vitscale.nn.block import LAYER
+from vitscale.elastic.slice import layer_of, rewire
 
 BATCHES = 8  # of training data that the order is measured on
 
@@ -45,14 +44,13 @@ def importance(params: Any, grads: Any, names: Any, axis: str) -> jax.Array:
     if axis not in map(axes_lib.role, axes.fan_in):
       continue
     roles = [axes_lib.role(name) for name in axes.names]
-    layer = [LAYER.fullmatch(part) for part in path.split("/")]
-    layer = [int(match[1]) for match in layer if match]
+    layer = layer_of(path)
     kept = {roles.index(axis)} | (
       {roles.index("layers")} if "layers" in roles else set()
     )
     total = x.sum(tuple(dim for dim in range(x.ndim) if dim not in kept))
-    if layer:
-      rows.setdefault(layer[0], []).append(total)
+    if layer is not None:
+      rows.setdefault(layer, []).append(total)
     elif "layers" in roles:
       for i in range(len(total)):
         rows.setdefault(i, []).append(total[i])
@@ -63,7 +61,7 @@ def importance(params: Any, grads: Any, names: Any, axis: str) -> jax.Array:
 
 
 def rewired(
-  bench: Bench, state: Mapping[str, Any], names: Any, over: Sequence[str]
+  bench: Bench, state: Mapping[str, Any], over: Sequence[str]
 ) -> dict[str, Any]:
   """A state whose parameters compute the same, important units first.
 
@@ -73,7 +71,6 @@ def rewired(
   Args:
     bench: of the run, on one device.
     state: of the run.
-    names: `Axes` of the parameters.
     over: axes, "mlp" and "heads".
   """
   kept = state["ema"] or state["params"]
@@ -86,7 +83,7 @@ def rewired(
       return bench.task.loss(bench.model, variables, batch, rngs, {})[0]
 
     grads = jax.grad(loss)(params)
-    return {axis: importance(params, grads, names, axis) for axis in over}
+    return {axis: importance(params, grads, bench.names, axis) for axis in over}
 
   batches = bench.batches(0, int(bench.config["seed"]))
   totals: dict[str, np.ndarray] = {}
@@ -101,8 +98,9 @@ def rewired(
     batches.close()
   order = {k: np.argsort(-v, -1, kind="stable") for k, v in totals.items()}
   moved = {
-    name: rewire(state[name], names, order) if state[name] else state[name]
+    name: rewire(state[name], bench.names, order)
     for name in ("params", "ema")
+    if state[name]
   }
   start = bench.init(jnp.uint32(0))["opt"]
   return {**state, **moved, "opt": start}

@@ -28,8 +28,8 @@ from vitscale.core import axes as axes_lib
 from vitscale.core import tree
 from vitscale.core.errors import UserError, nearest
 from vitscale.elastic import spec as spec_lib
+from vitscale.elastic.slice import layer_of
 from vitscale.elastic.spec import ElasticSpec
-from vitscale.nn.block import LAYER
 
 MOST = 4096  # configurations of an exhaustive search
 KINDS = {
@@ -281,8 +281,8 @@ def masked(params: Any, names: Any, sizes: Sequence[int]) -> Any:
     roles = [axes_lib.role(name) for name in axes.names]
     if "mlp" in [axes_lib.role(name) for name in axes.fan_in]:
       dim = roles.index("mlp")
-      layer = [LAYER.fullmatch(part) for part in path.split("/")]
-      kept = [sizes[int(match[1])] for match in layer if match] or sizes[-1:]
+      layer = layer_of(path)
+      kept = sizes[-1:] if layer is None else [sizes[layer]]
       lead = "layers" in roles
       keep = np.arange(x.shape[dim]) < np.asarray(
         sizes if lead else kept

@@ -100,6 +100,12 @@ def _origin(path, flat, named, layers) -> tuple[Any, Axes | None]:
   return x, axes
 
 
+def layer_of(path: str) -> int | None:
+  """3 for `encoder/block_03/mlp/up/kernel`; None outside of looped layers."""
+  found = (LAYER.fullmatch(part) for part in path.split("/"))
+  return next((int(match[1]) for match in found if match), None)
+
+
 def _replaced(path: str, at: int, part: str) -> str:
   parts = path.split("/")
   return "/".join([*parts[:at], part, *parts[at + 1 :]])
@@ -181,16 +187,15 @@ def rewire(params: Any, names: Any, order: Mapping[str, Any]) -> Any:
 
 def _permute(path, x, roles, key, index) -> Any:
   dims = [dim for dim, role in enumerate(roles) if role == key]
-  layer = [LAYER.fullmatch(part) for part in path.split("/")]
-  layer = [int(match[1]) for match in layer if match]
+  layer = layer_of(path)
   for dim in dims:
     size = x.shape[dim]
     if index.shape[-1:] != (size,) or np.any(
       np.sort(index, -1) != np.arange(size)
     ):
       raise AxisError(f"{path}: {key!r} wants a permutation of {size} entries")
-    if index.ndim == 1 or layer:
-      row = index if index.ndim == 1 else index[layer[0]]
+    if index.ndim == 1 or layer is not None:
+      row = index if index.ndim == 1 else index[layer]
       x = x[(slice(None),) * dim + (row,)]
     elif "layers" in roles:
       shape = [1] * len(x.shape)

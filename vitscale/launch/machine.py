@@ -38,7 +38,7 @@ def slots(workers: int | None = None) -> list[Slot]:
   """
   if workers is not None and workers < 1:
     raise UserError(f"workers={workers}: at least one is needed")
-  shared = jax_env()
+  shared = {**cache_env(), **platform_env()}
   ids = gpus()
   if ids:
     n = workers or len(ids)
@@ -79,20 +79,21 @@ def one_thread() -> dict[str, str]:
   }
 
 
-def jax_env() -> dict[str, str]:
-  """What a process should have in its environment before it imports jax."""
-  return {**cache_env(), **platform_env()}
-
-
-def platform_env() -> dict[str, str]:
-  """Keeps jax from looking for a TPU that isn't here.
+def platform_env(*, accelerator: bool = True) -> dict[str, str]:
+  """Environment of jax's choice of a platform, unless set already.
 
   libtpu is installed for `vitscale plan` too; on a machine without chips it
-  complains of each start and takes its time.
+  complains of each start and takes its time, so it isn't looked for.
+
+  Args:
+    accelerator: False for work that should leave them to others.
   """
-  asked = "JAX_PLATFORMS" in os.environ or "JAX_PLATFORM_NAME" in os.environ
+  if "JAX_PLATFORMS" in os.environ:
+    return {}
+  if not accelerator:
+    return {"JAX_PLATFORMS": "cpu"}
   absent = importlib.util.find_spec("libtpu") and not has_tpu()
-  if asked or not absent:
+  if "JAX_PLATFORM_NAME" in os.environ or not absent:
     return {}
   return {"JAX_PLATFORMS": "cuda,cpu" if gpus() else "cpu"}
 

@@ -68,27 +68,16 @@ def attend(
     ids = of_q, jnp.where(real, of_k, tiled.NOBODY)
     if lengths is None:
       lengths = jnp.full((len(q),), n, jnp.int32)
-  who = {"ids": ids, "lengths": lengths}
-  tokens = PartitionSpec(split["batch"], split["sequence"])
-  where = {
-    "ids": (tokens, tokens),
-    "lengths": PartitionSpec(split["batch"]),
-  }
-  given = [name for name, x in who.items() if x is not None]
+  exchange = {"gather": _gather, "ring": _ring, "ulysses": _ulysses}
   heads = PartitionSpec(*(split[name] for name in names))
-
-  def island(q, k, v, who):
-    exchange = {"gather": _gather, "ring": _ring, "ulysses": _ulysses}
-    ids, lengths = who.get("ids"), who.get("lengths")
-    return exchange[scope.rules.context](run, q, k, v, ids, lengths, axes, size)
-
+  tokens, rows = PartitionSpec(*heads[:2]), PartitionSpec(*heads[:1])
   out = jax.shard_map(
-    island,
+    functools.partial(exchange[scope.rules.context], run, axes=axes, size=size),
     mesh=scope.mesh,
-    in_specs=(heads, heads, heads, {name: where[name] for name in given}),
+    in_specs=(heads, heads, heads, tokens, rows),
     out_specs=heads,
     check_vma=False,
-  )(q, k, v, {name: who[name] for name in given})
+  )(q, k, v, ids, lengths)
   return sharding.constrain(out[:, :n], *names)
 
 
