@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from tests import toys
+from tests.clock import patched
 from tests.core.test_profiler import steps_of
 from tests.runs import assert_same_run, command, complaint, complete, python
 from tests.toy_poison import poisoned
@@ -84,7 +85,7 @@ def test_what_a_row_and_a_run_say(whole):
 def test_categories_add_up_to_the_wall_clock(whole):
   workdir, _ = whole
   found = read_json(workdir / "run.json")["goodput"]
-  assert found["wall_clock"] == pytest.approx(wall_clock(workdir), rel=0.03)
+  assert found["wall_clock"] == pytest.approx(wall_clock(workdir), abs=1.0)
   assert sum(found["seconds"].values()) == pytest.approx(
     found["wall_clock"], abs=0.01
   )
@@ -111,7 +112,7 @@ def test_goodput_of_a_run_that_was_killed_twice(whole, tmp_path):
   found = read_json(workdir / "run.json")["goodput"]
   assert result["goodput"] == found and found["sessions"] == 3
   seconds = found["seconds"]
-  assert found["wall_clock"] == pytest.approx(wall_clock(workdir), rel=0.03)
+  assert found["wall_clock"] == pytest.approx(wall_clock(workdir), abs=1.0)
   assert sum(seconds.values()) == pytest.approx(found["wall_clock"], abs=0.01)
   assert seconds["down"] > 2.0  # both pauses, and what came after a last row
   # All of the first session's steps, the second's behind its checkpoint.
@@ -135,7 +136,7 @@ def test_batches_that_came_to_nothing_are_lost(tmp_path):
   assert (run["skipped_batches"], run["rollbacks"]) == (3, 1)
   assert run["goodput"]["seconds"]["lost"] > 0
   assert run["goodput"]["wall_clock"] == pytest.approx(
-    wall_clock(workdir), rel=0.03
+    wall_clock(workdir), rel=0.03, abs=1.0
   )
   assert run["recompiles"] == 0  # nor after the rollback
 
@@ -146,11 +147,11 @@ def test_batches_that_came_to_nothing_are_lost(tmp_path):
 class Device:
   """Stands for the step's counter: whether the devices are through."""
 
-  def __init__(self, ready):
-    self.is_ready = lambda: ready
+  def __init__(self, ready, clock):
+    self.is_ready, self.clock = lambda: ready, clock
 
   def block_until_ready(self):
-    time.sleep(TAKES)
+    self.clock.sleep(TAKES)
     return self
 
 
@@ -160,26 +161,28 @@ TAKES = 0.4  # seconds of a step, as the first one is found to take
 @pytest.mark.parametrize(
   ("ready", "late", "waits"),
   [
-    (False, 0.6, False),  # it still works on the last one
-    (True, 0.02, False),  # through by now, but just
-    (True, 0.6, True),
+    (False, 0.6, 0.0),  # it still works on the last one
+    (True, 0.3, 0.0),  # through by now, but just
+    (True, 0.6, 0.2),
   ],
 )
 def test_only_a_device_with_nothing_to_do_waits_for_data(
-  tmp_path, ready, late, waits
+  tmp_path, monkeypatch, ready, late, waits
 ):
+  clock = patched(monkeypatch)
   watch = Watch(tmp_path, build(toys.config()), Ledger(tmp_path))
-  state = {"step": Device(ready)}
+  state = {"step": Device(ready, clock)}
   update = lambda state, draw: state
   with watch:
     for number in range(3):
       watch.enter("data")
       before = watch.chrono.totals().get("data", 0.0)
-      time.sleep(late if number == 2 else 0)
+      clock.sleep(late if number == 2 else 0)
       watch.step(update, state, draw=(), number=number)
-  waited = watch.chrono.totals().get("data", 0.0) - before
-  assert waited >= 0.19 if waits else waited == 0.0
-  assert watch.chrono.totals()["step"] >= TAKES  # that of the first one
+  spent = watch.chrono.totals()
+  assert spent.get("data", 0.0) - before == pytest.approx(waits)
+  assert spent["step"] >= TAKES + late - waits  # the first one, the rest of it
+  assert sum(spent.values()) == pytest.approx(2 * TAKES + late)
   assert watch.recompiles == 0
 
 
