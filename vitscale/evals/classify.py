@@ -1,29 +1,77 @@
-"""Held-out loss and accuracy, exact at uneven ends, with standard errors."""
+"""Held-out loss, accuracy and calibration, exact at uneven ends.
+
+Everything is a sum over examples, histograms too, so that padding, the batch
+size and the number of devices change nothing.
+
+* `ece`, the expected calibration error (Guo et al., 1706.04599, section 2): the
+  confidence of a prediction is its probability; examples are sorted by it into
+  15 bins of equal width, ((m - 1)/15, m/15]; the gaps between mean confidence
+  and accuracy are averaged, weighted by examples. It is not 0 for a calibrated
+  model: a few thousand examples leave about .01 of noise.
+* `brier`, the Brier score (1950): squared distance of the probabilities from
+  the one-hot label, summed over classes, so 0 to 2 for a softmax.
+"""
 
 import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+
+BINS = 15  # as in the paper's tables
 
 
 def make(task: Any, model: Any) -> Callable[..., dict[str, jax.Array]]:
-  """A jittable `(variables, batch) -> sums` over the real rows of a batch."""
+  """A jittable `(variables, batch) -> sums` over the real rows of a batch.
+
+  Calibration is of tasks that predict `probabilities` (b, k).
+  """
 
   def sums(
     variables: Mapping[str, Any], batch: Mapping[str, jax.Array]
   ) -> dict[str, jax.Array]:
     scores = task.predict(model, variables, batch)
     weight, nll = batch["weight"], scores["nll"]
-    return {
+    found = {
       "examples": weight.sum(),
       "nll": (weight * nll).sum(),
       "nll_squares": (weight * nll**2).sum(),
       "correct": (weight * scores["correct"]).sum(),
     }
+    if "probabilities" in scores:
+      found |= calibration(scores["probabilities"], batch["label"], weight)
+    return found
 
   return sums
+
+
+def calibration(
+  probabilities: jax.Array, label: jax.Array, weight: jax.Array
+) -> dict[str, jax.Array]:
+  """Sums for `ece` and `brier`.
+
+  Args:
+    probabilities: (b, k).
+    label: (b,) int32.
+    weight: (b,), 0 for padding.
+
+  Returns:
+    `bins` (3, BINS): examples, their confidence, how many are right;
+    `squares`, the Brier score.
+  """
+  confidence = probabilities.max(-1)
+  right = (probabilities.argmax(-1) == label).astype(jnp.float32)
+  at = jnp.clip(jnp.ceil(confidence * BINS) - 1, 0, BINS - 1)
+  one_hot = jax.nn.one_hot(at, BINS) * weight[:, None]  # (b, BINS)
+  rows = jnp.stack([jnp.ones_like(right), confidence, right])
+  target = jax.nn.one_hot(label, probabilities.shape[-1])
+  squares = jnp.square(probabilities - target).sum(-1)
+  return {
+    "bins": (rows[:, :, None] * one_hot).sum(1),
+    "squares": (weight * squares).sum(),
+  }
 
 
 def evaluate(
@@ -34,20 +82,24 @@ def evaluate(
   """One pass over `batches`.
 
   Returns:
-    `nll` (nats) and `accuracy` (0..1) with standard errors over examples, and
-    the number of `examples`.
+    `nll` (nats) and `accuracy` (0..1) with standard errors over examples;
+    `ece` and `brier` where the task predicts probabilities; `examples`.
   """
   parts = [sums(variables, batch) for batch in batches]  # queued, then read
   total = jax.tree.map(
-    lambda *x: float(np.sum(np.asarray(x, np.float64))), *jax.device_get(parts)
+    lambda *x: np.sum(np.asarray(x, np.float64), 0), *jax.device_get(parts)
   )
   n = total["examples"]
-  nll, accuracy = total["nll"] / n, total["correct"] / n
-  variance = max(total["nll_squares"] / n - nll**2, 0.0)
-  return {
+  nll, accuracy = float(total["nll"] / n), float(total["correct"] / n)
+  variance = max(float(total["nll_squares"] / n) - nll**2, 0.0)
+  found = {
     "nll": nll,
     "nll_se": math.sqrt(variance / n),
     "accuracy": accuracy,
     "accuracy_se": math.sqrt(max(accuracy * (1 - accuracy), 0.0) / n),
-    "examples": int(n),
   }
+  if "bins" in total:
+    _, confidence, right = total["bins"]
+    found["ece"] = float(np.abs(right - confidence).sum() / n)
+    found["brier"] = float(total["squares"] / n)
+  return {**found, "examples": int(n)}

@@ -126,7 +126,7 @@ class Task:
   def predict(
     self, model: nn.Module, variables: Mapping[str, Any], batch: Batch
   ) -> dict[str, jax.Array]:
-    """Per example: `nll` in nats (softmax), `correct` 0/1, `logits` (b, k)."""
+    """Per example: `nll` in nats, `correct` 0/1; `logits`, `probabilities`."""
     logits, _ = model.apply(variables, self.normalise(batch["image"]))
     logits = logits.astype(jnp.float32)
     target = jax.nn.one_hot(batch["label"], self.classes)
@@ -134,6 +134,7 @@ class Task:
       "nll": self.nll(logits, target),
       "correct": (logits.argmax(-1) == batch["label"]).astype(jnp.float32),
       "logits": logits,
+      "probabilities": self.probabilities(logits),
     }
 
 
