@@ -151,6 +151,7 @@ def build(
   ):
     for key in keys:  # train.py's, counted as read
       group.get(key)
+  read.group("init").kwargs()  # warm_start.py's
 
   # Optimizers, one per player.
   players = {}

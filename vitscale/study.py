@@ -26,7 +26,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vitscale import study_data, study_report
+from vitscale import study_data, study_report, warm_start
 from vitscale.core import config as config_lib
 from vitscale.core.errors import UserError, nearest
 from vitscale.core.lock import hold
@@ -273,6 +273,8 @@ def find_old(run: Run, out: Path, force: bool, say: Any) -> Result | None:
       why = "--force"
     elif before and now and before != now:
       why = "its data changed"
+    elif _other_parents(old, run.config):
+      why = "the run it started from changed"
     else:
       return old
   elif old:
@@ -289,6 +291,13 @@ def find_old(run: Run, out: Path, force: bool, say: Any) -> Result | None:
   workdir.rename(aside)
   say(f"{run.name} runs afresh ({why}); the old run is {aside.name}")
   return None
+
+
+def _other_parents(old: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
+  """Whether the checkpoints it read are others now; gone ones are not."""
+  before, now = old.get("parents") or {}, warm_start.facts(config) or {}
+  same = lambda key: before[key]["digest"] == now[key]["digest"]
+  return any(not same(key) for key in before if key in now)
 
 
 def _job(run: Run, out: Path) -> dict[str, Any]:

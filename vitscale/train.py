@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vitscale import record
+from vitscale import record, warm_start
 from vitscale.bench import Bench, build, check_traced
 from vitscale.core import config as config_lib
 from vitscale.core import distributed, draws, guard, optim, sharding
@@ -101,7 +101,7 @@ def _train(
     for player in bench.task.players
   }
 
-  # State: fresh, or the last checkpoint that can be verified.
+  # State: fresh (or a parent's), or the last checkpoint that can be verified.
   ledger = Ledger(workdir)
   options = config.get("checkpoint", {})
   store = CheckpointStore(
@@ -112,8 +112,11 @@ def _train(
   )
   tracer = profile and Profile(profile, workdir, ledger, bench.total_steps)
   resumes = store.prepare()
-  fresh = lambda: (bench.init(seed), {})
+  fresh = lambda: (warm_start.begin(bench), {})
   state, saved = store.resume(bench.abstract) if resumes else fresh()
+  run["parents"] = (
+    (previous or {}).get("parents") if resumes else warm_start.facts(config)
+  )
   step, data_step = int(state["step"]), int(state["data_step"])
   counts = guard.read(state)
   watch = Watch(

@@ -10,6 +10,8 @@ All of them read axis names: an axis left of a parameter's arrow is what it
 reads from, so no family has code for it. With `append` the first gradient
 reaches the new units' reading side only through what they write, so that
 must not be zero as well.
+
+`append_moments` and `copy_moments` carry an optimizer's state along.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,6 +24,7 @@ import numpy as np
 from vitscale.core import axes as axes_lib
 from vitscale.core import tree
 from vitscale.core.axes import Axes, AxisError
+from vitscale.elastic.slice import axes_of
 
 # A copied entry of these would count twice in a norm's mean unless all are
 # copied equally often.
@@ -128,15 +131,74 @@ def copy(params: Any, names: Any, index: Mapping[str, Sequence[int]]) -> Any:
         )
       x = jnp.take(x, which, axis=dim)
       if name in named[path].fan_in:
-        shared = 1 / counts[role][which]
-        x = x * jnp.expand_dims(
-          jnp.asarray(shared, x.dtype),
-          [d for d in range(x.ndim) if d != dim],
-        )
+        x = x * _along(dim, x, 1 / _counts(which))
     out[path] = x
   if missing := sorted(set(index) - used):
     raise AxisError(f"no parameter has axis {missing[0]!r}")
   return tree.like(params, out)
+
+
+def append_moments(moments: Any, fresh: Any) -> Any:
+  """An optimizer's state after `append`: old moments, zero for what is new.
+
+  The gradient of what was there is what it was. A new entry's first updates of
+  Adam are larger than a fresh optimizer's, as the step count is carried
+  and corrects no bias any more: warm the rate up again.
+
+  Args:
+    moments: state of the small model's optimizer.
+    fresh: initial state of the large one's, of the same structure.
+  """
+  old, out = tree.flatten(moments), {}
+  for path, new in tree.flatten(fresh).items():
+    x = old[path]
+    corner = tuple(slice(n) for n in x.shape)
+    out[path] = x if x.shape == new.shape else new.at[corner].set(x)
+  return tree.like(fresh, out)
+
+
+def copy_moments(
+  moments: Any, names: Any, index: Mapping[str, Sequence[int]]
+) -> Any:
+  """An optimizer's state after `copy`: what copies of a unit would have.
+
+  Copies share the gradient of the unit's output, so that moments are divided
+  by their number along axes that a parameter writes; second moments by its
+  square. (What parameters read is copied undivided.) Adam then moves
+  each copy as it moved the unit.
+
+  Args:
+    moments: state of the small model's optimizer; a leaf mirrors the parameter
+      in which its path ends, second moments lie below `nu`.
+    names: `Axes` of the parameters.
+    index: as in `copy`.
+  """
+  named, out = tree.flatten(names), {}
+  for path, x in tree.flatten(moments).items():
+    axes = axes_of(path, named)
+    if axes is not None and len(axes.names) == len(x.shape):
+      power = 2 if "nu" in path.split("/") else 1
+      for dim, name in enumerate(axes.names):
+        which = index.get(axes_lib.role(name))
+        if which is None:
+          continue
+        x = jnp.take(x, np.asarray(which), axis=dim)
+        if name not in axes.fan_in:
+          x = x * _along(dim, x, 1 / _counts(which) ** power)
+    out[path] = x
+  return tree.like(moments, out)
+
+
+def _counts(which: Sequence[int]) -> np.ndarray:
+  """How many copies there are of the unit that each new one is."""
+  return np.bincount(which)[np.asarray(which)]
+
+
+def _along(dim: int, x: Any, factor: np.ndarray) -> jax.Array:
+  """`factor` (n,) in the dtype of `x`, to multiply it along a dimension."""
+  shape = [1] * x.ndim
+  shape[dim] = -1
+  return jnp.asarray(factor, x.dtype).reshape(shape)
 
 
 def _grown(path: str, axes: Axes, old, new) -> list[str]:

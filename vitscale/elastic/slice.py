@@ -88,7 +88,7 @@ def _origin(path, flat, named, layers) -> tuple[Any, Axes | None]:
       layer = None
   if source not in flat:
     raise AxisError(f"the big model has no {path}")
-  x, axes = flat[source], _axes_of(source, named)
+  x, axes = flat[source], axes_of(source, named)
   if axes is None or "layers" not in axes.names:
     return x, axes
   dim = axes.names.index("layers")
@@ -111,7 +111,8 @@ def _replaced(path: str, at: int, part: str) -> str:
   return "/".join([*parts[:at], part, *parts[at + 1 :]])
 
 
-def _axes_of(path: str, named: Mapping[str, Axes]) -> Axes | None:
+def axes_of(path: str, named: Mapping[str, Axes]) -> Axes | None:
+  """Of the parameter that a leaf mirrors: the one its path ends in."""
   parts = path.split("/")
   ends = ("/".join(parts[start:]) for start in range(len(parts)))
   return next((named[end] for end in ends if end in named), None)

@@ -1,0 +1,118 @@
+"""The run that another one starts from or learns from: its weights, read.
+
+    parent = Parent("out/big")
+    params = parent.read(bench.abstract["params"])
+
+Nothing is built for it: names and shapes are those of its last checkpoint.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from vitscale import workdir
+from vitscale.core import distributed, leaves, manifest, tree
+from vitscale.core.checkpoint import CheckpointStore
+from vitscale.core.errors import UserError
+from vitscale.core.log import read_json
+
+
+class Parent:
+  """A checkpoint of a run, opened.
+
+  Attributes:
+    folder: workdir of the run.
+    config: its config, as stored.
+    step: of the checkpoint, the last whole one unless the path names one.
+    weights: branch with the weights, "ema" where the run kept an average.
+    leaves: name -> [shape, dtype, digest] of everything in the checkpoint.
+  """
+
+  def __init__(self, path: str | Path):
+    """Opens a workdir, its checkpoints/ or a step folder.
+
+    Raises:
+      UserError: no run or no complete checkpoint there.
+    """
+    self.folder, named = workdir.root(Path(path).expanduser())
+    self.config: Mapping[str, Any] = read_json(self.folder / "run.json")[
+      "config"
+    ]
+    self._store = CheckpointStore(self.folder / "checkpoints")
+    steps = distributed.from_main(self._store.steps)
+    if not steps or (named is not None and named not in steps):
+      raise UserError(
+        f"no complete checkpoint{f' of step {named}' if named else ''} in"
+        f" {self._store.directory}"
+      )
+    self.step = steps[-1] if named is None else named
+    facts, reason = distributed.from_main(leaves.manifest_of, self._where)
+    if facts is None:
+      raise manifest.Damaged(self._where, reason)
+    self.leaves: dict[str, Any] = facts["leaves"]
+    averaged = any(name.startswith("ema/") for name in self.leaves)
+    self.weights = "ema" if averaged else "params"
+
+  @property
+  def _where(self) -> Path:
+    return self._store.directory / str(self.step)
+
+  @property
+  def facts(self) -> dict[str, Any]:
+    """What a child's run.json says of it; equal facts are equal weights."""
+    text = json.dumps(sorted(self.leaves.items()))
+    return {
+      "path": str(self.folder),
+      "step": self.step,
+      "digest": hashlib.sha256(text.encode()).hexdigest()[:16],
+    }
+
+  def shapes(self, branch: str | None = None) -> dict[str, Any]:
+    """The tree of ShapeDtypeStructs below a branch, default the weights."""
+    start = f"{branch or self.weights}/"
+    return tree.unflatten(
+      {
+        name.removeprefix(start): jax.ShapeDtypeStruct(shape, dtype)
+        for name, (shape, dtype, *_) in self.leaves.items()
+        if name.startswith(start)
+      }
+    )
+
+  def read(
+    self, abstract: Any, branch: str | None = None, *, skip: str = ""
+  ) -> dict[str, Any]:
+    """Verified leaves below a branch, placed as `abstract` says.
+
+    Args:
+      abstract: tree of ShapeDtypeStruct.
+      branch: of the checkpoint, default the weights.
+      skip: regex of paths, on either side, that are left out.
+
+    Returns:
+      Path -> array, for every path of `abstract` that isn't skipped.
+
+    Raises:
+      UserError: the paths, shapes or dtypes differ (listed), or nothing is
+        skipped by `skip`.
+    """
+    branch = branch or self.weights
+    left_out = lambda path: bool(skip) and re.fullmatch(skip, path)
+    have, want = tree.flatten(self.shapes(branch)), tree.flatten(abstract)
+    if skip and not any(map(left_out, want)):
+      raise UserError(f"skip={skip!r} fits no parameter of this model")
+    have, want = (
+      {path: x for path, x in flat.items() if not left_out(path)}
+      for flat in (have, want)
+    )
+    stored = {path: [x.shape, str(x.dtype)] for path, x in have.items()}
+    manifest.check_fits(self._where, stored, want)
+    if not want:
+      return {}
+    sources = {path: f"{branch}/{path}" for path in want}
+    found = self._store.part(tree.unflatten(want), sources, self.step)
+    return tree.flatten(found)

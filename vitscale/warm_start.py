@@ -1,0 +1,254 @@
+"""Where a fresh run's state comes from: its seed, or another run's checkpoint.
+
+    config.init = {"from": "out/plain"}                      # fine-tuning
+    config.init = {"from": "out/plain", "skip": "head/.*"}   # other classes
+    config.init = {"from": "out/plain", "rewire": ("heads", "mlp")}
+    config.init = {"from": "out/small", "how": "append", "optimizer": "carry"}
+
+What the parent has and this run doesn't, or the other way round, is an error
+unless `skip` names it. Step and data start at zero, the optimizer anew unless
+it is carried. A resumed run needs no parent. `how` says what happens to a
+parent of other sizes (elastic/grow.py):
+
+    same          nothing, sizes are equal
+    append        new units that nothing listens to yet (TokenFormer)
+    net2net       copies of hidden units and heads, drawn at random
+    hypercloning  every width a multiple, all entries copied in turn
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vitscale.bench import Bench
+from vitscale.core import axes as axes_lib
+from vitscale.core import tree
+from vitscale.core.errors import UserError, nearest
+from vitscale.elastic import grow, importance
+from vitscale.parent import Parent
+
+State = dict[str, Any]
+OPTIMIZER = ("fresh", "carry")
+REWIRED = ("heads", "mlp")
+
+
+@dataclasses.dataclass(frozen=True)
+class WarmStart:
+  """A config's `init`.
+
+  Attributes:
+    path: of the parent: a workdir or a step folder.
+    how: a key of METHODS.
+    skip: regex of parameters that start from the seed.
+    optimizer: "carry" takes the parent's moments along.
+    rewire: axes whose most important units come first (elastic/importance.py),
+      for nested fine-tuning of a plain run.
+  """
+
+  path: str
+  how: str = "same"
+  skip: str = ""
+  optimizer: str = "fresh"
+  rewire: tuple[str, ...] = ()
+
+
+def of(config: Mapping[str, Any]) -> WarmStart | None:
+  """The WarmStart a config asks for.
+
+  Raises:
+    UserError: no `from`, or a value that isn't known.
+  """
+  if not config.get("init"):
+    return None
+  group = dict(config["init"])
+  if not isinstance(group.get("from"), str):
+    raise UserError("config.init wants 'from': the workdir of a run")
+  fields = [field.name for field in dataclasses.fields(WarmStart)]
+  made = {"path": group.pop("from")}
+  for key, value in group.items():
+    if key not in fields or key == "path":
+      raise UserError(f"unknown config key 'init.{key}'{nearest(key, fields)}")
+    made[key] = tuple(value) if key == "rewire" else value
+  start = WarmStart(**made)
+  for key, known in (("how", METHODS), ("optimizer", OPTIMIZER)):
+    if getattr(start, key) not in known:
+      value = getattr(start, key)
+      raise UserError(f"init.{key} {value!r}{nearest(value, known)}")
+  for axis in start.rewire:
+    if axis not in REWIRED:
+      raise UserError(f"init.rewire {axis!r}{nearest(axis, REWIRED)}")
+  if start.skip and start.how != "same":
+    raise UserError(f"init.skip goes with init.how=same, not {start.how}")
+  if start.skip and start.optimizer == "carry":
+    raise UserError("init.skip leaves the optimizer no moments to carry")
+  return start
+
+
+def parents(config: Mapping[str, Any]) -> dict[str, str]:
+  """What a config reads weights of: config key -> path."""
+  found = {}
+  if start := of(config):
+    found["init.from"] = start.path
+  task, key = dict(config.get("task") or {}), "task"
+  while task:
+    if "teacher" in task:
+      found[f"{key}.teacher"] = task["teacher"]
+    task, key = dict(task.get("of") or {}), f"{key}.of"
+  return found
+
+
+def facts(config: Mapping[str, Any]) -> dict[str, Any] | None:
+  """What run.json says of the parents; None where one isn't here any more."""
+  try:
+    return {k: Parent(path).facts for k, path in parents(config).items()}
+  except UserError:
+    return None
+
+
+def begin(bench: Bench) -> State:
+  """The state before the first step.
+
+  Raises:
+    UserError: a parent that isn't there or doesn't fit.
+  """
+  config = bench.config
+  state = dict(bench.init(np.uint32(config["seed"])))
+  for branch, parent in getattr(bench.task, "teachers", {}).items():
+    abstract = bench.abstract["mutable"][branch]
+    read = tree.like(abstract, parent.read(abstract))
+    state["mutable"] = {**state["mutable"], branch: read}
+  start = of(config)
+  if start is None:
+    return state
+  parent = Parent(start.path)
+  state = METHODS[start.how](bench, state, parent, start)
+  if state["ema"]:
+    state["ema"] = jax.tree.map(jnp.array, state["params"])
+  if start.rewire:
+    state = dict(importance.rewired(bench, state, start.rewire))
+  return state
+
+
+# ------------------------------------------------------------------- methods
+
+
+def _same(
+  bench: Bench, state: State, parent: Parent, start: WarmStart
+) -> State:
+  """The parent's parameters as they are, but for those that are skipped."""
+  drawn = tree.flatten(state["params"])
+  found = parent.read(bench.abstract["params"], skip=start.skip)
+  state["params"] = tree.like(state["params"], drawn | found)
+  if start.optimizer == "carry":
+    state["opt"] = _moments(parent, bench.abstract["opt"])
+  return state
+
+
+def _append(
+  bench: Bench, state: State, parent: Parent, start: WarmStart
+) -> State:
+  """`grow.append` to the parameters drawn from the seed."""
+  params = _whole(parent)
+
+  def grown(fresh, small):
+    return grow.append(small, bench.names, fresh)
+
+  state["params"] = _placed(bench, "params", grown)(state["params"], params)
+  if start.optimizer == "carry":
+    moments = _moments(parent, parent.shapes("opt"), bench.abstract["opt"])
+    carried = lambda fresh, small: grow.append_moments(small, fresh)
+    state["opt"] = _placed(bench, "opt", carried)(state["opt"], moments)
+  return state
+
+
+def _copy(
+  key: jax.Array | None,
+  bench: Bench,
+  state: State,
+  parent: Parent,
+  start: WarmStart,
+) -> State:
+  """`grow.copy` of the parent's units, in turn or drawn by `key`."""
+  params = _whole(parent)
+  index = _copies(bench, params, key)
+  grown = lambda small: grow.copy(small, bench.names, index)
+  state["params"] = _placed(bench, "params", grown)(params)
+  if start.optimizer == "carry":
+    moments = _moments(parent, parent.shapes("opt"), bench.abstract["opt"])
+    carried = lambda small: grow.copy_moments(small, bench.names, index)
+    state["opt"] = _placed(bench, "opt", carried)(moments)
+  return state
+
+
+Method = Callable[[Bench, State, Parent, WarmStart], State]
+METHODS: dict[str, Method] = {
+  "same": _same,
+  "append": _append,
+  "net2net": lambda bench, *rest: _copy(_key(bench), bench, *rest),
+  "hypercloning": functools.partial(_copy, None),
+}
+
+
+def _key(bench: Bench) -> jax.Array:
+  return jax.random.fold_in(jax.random.key(bench.config["seed"]), 0x6207)
+
+
+def _whole(parent: Parent) -> Any:
+  """Parameters in the parent's own sizes."""
+  shapes = parent.shapes()
+  return tree.like(shapes, parent.read(shapes))
+
+
+def _copies(
+  bench: Bench, small: Any, key: jax.Array | None
+) -> dict[str, np.ndarray]:
+  """role -> which old unit each new one is, for the roles whose size grew.
+
+  Raises:
+    UserError: other parameters, or a role that grew from or to two sizes.
+  """
+  big, named = tree.flatten(bench.abstract["params"]), tree.flatten(bench.names)
+  old, sizes = tree.flatten(small), {}
+  tree.check_same(old, big, "parent's parameters", "model's")
+  for path, x in big.items():
+    pairs = zip(named[path].names, old[path].shape, x.shape)
+    for name, a, b in pairs:
+      sizes.setdefault(axes_lib.role(name), set()).add((a, b))
+  index = {}
+  for role, found in sorted(sizes.items()):
+    grew = {(a, b) for a, b in found if a != b}
+    if grew and len(found) > 1:
+      raise UserError(f"init: axis {role!r} has several sizes {sorted(found)}")
+    for a, b in grew:
+      drawn = key if role not in grow.NORMED else None
+      index[role] = grow.copies(a, b, drawn)
+  return index
+
+
+def _moments(parent: Parent, abstract: Any, like: Any = None) -> Any:
+  """The parent's optimizer state, in the structure of `like`.
+
+  Raises:
+    UserError: it comes from another optimizer.
+  """
+  like = abstract if like is None else like
+  have, want = tree.flatten(parent.shapes("opt")), tree.flatten(like)
+  if set(have) != set(want):
+    other = sorted(set(have) ^ set(want))[0]
+    raise UserError(
+      f"init.optimizer=carry: {parent.folder} has another optimizer or other"
+      f" parameters (opt/{other}): use init.optimizer=fresh"
+    )
+  found = parent.read(abstract, "opt")
+  return tree.like(like, found)
+
+
+def _placed(bench: Bench, branch: str, fn: Callable[..., Any]) -> Any:
+  """`fn` compiled, its result placed as that branch of the state."""
+  places = jax.tree.map(lambda x: x.sharding, bench.abstract[branch])
+  return jax.jit(fn, out_shardings=places)
