@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -15,48 +15,94 @@ from vitscale.data import pipeline, transforms
 
 @dataclasses.dataclass
 class Eval:
-  """One held-out evaluation of a config: `evals.NAME`."""
+  """One held-out evaluation of a config: `evals.NAME`.
 
-  every: int  # steps between passes; the last step always runs it
+  Attributes:
+    every: steps between passes; the last step always runs it.
+    run: state -> scores.
+    batches: one pass over its data, as `pipeline.eval_batches`.
+  """
+
+  every: int
   run: Callable[[dict[str, Any]], dict[str, float]]
+  batches: Callable[..., Iterable[dict[str, Any]]]
 
 
 def evals(
   read, make, task, model, source, mesh, rules, every, batch_size, ema
 ) -> dict[str, Eval]:
-  """`evals.NAME = {name, split, every_*, batch_size, transform}`."""
-  made, data = {}, read["data"]
+  """`evals.NAME = {name, split, every_*, batch_size, transform, data}`.
+
+  A module's `OPTIONS` are further keys, passed on to it; `DATA` names groups
+  of a split of their own, whose batches `evaluate` gets (see retrieval).
+  """
+  made = {}
   for label, group in read.group("evals").items():
     module = plugin.module("evals", group.get("name", "classify"))
-    held_out = make(
-      data["source"],
-      split=group["split"],
-      **{**data.kwargs("source"), **group.group("data").kwargs()},
-    )
-    if held_out.classes != source.classes:
-      raise UserError(
-        f"evals.{label}: {held_out.classes} classes, training has"
-        f" {source.classes}"
-      )
+    keys = getattr(module, "OPTIONS", ())
+    options = {key: _plain(group[key]) for key in keys if key in group}
     size = group.get("batch_size", batch_size)
     placement.check_batch(f"evals.{label}.batch_size", size, mesh, rules)
-    batches = functools.partial(
-      pipeline.eval_batches,
-      held_out,
-      batch_size=size,
-      transform=transforms.parse(group.get("transform", "")),
+    stream = functools.partial(
+      _batches, read["data"], make=make, source=source, size=size
     )
-    sums = jax.jit(module.make(task, model))
-
-    def run(state, module=module, batches=batches, sums=sums):
-      params = state["ema"] if ema else state["params"]
-      variables = {"params": params, **state["mutable"]}
-      block, blocks = sharding.data_block(mesh, rules)
-      mine = batches(process_index=block, process_count=blocks)
-      with sharding.use(mesh, rules):
-        placed = (sharding.shard_batch(b, mesh, rules) for b in mine)
-        return module.evaluate(sums, variables, placed)
-
+    batches, more = stream(group, f"evals.{label}"), {}
+    for key in getattr(module, "DATA", ()):
+      if key not in group:
+        continue
+      where = f"evals.{label}.{key}"
+      more[key] = stream(group[key], where)
+      if group[key]["split"] == group["split"]:
+        raise UserError(
+          f"{where}: the same split as evals.{label}: leave it out, and each"
+          " example is compared with the others"
+        )
+    sums = jax.jit(module.make(task, model, **options))
+    one_pass = functools.partial(module.evaluate, sums)
+    run = functools.partial(
+      _run, one_pass, batches, more, options, mesh, rules, ema
+    )
     interval = every(group, f"evals.{label}", default=1 << 60)
-    made[label] = Eval(interval, run)
+    made[label] = Eval(interval, run, batches)
   return made
+
+
+def _run(
+  one_pass, batches, more, options, mesh, rules, ema, state
+) -> dict[str, float]:
+  """One evaluation of a state."""
+  params = state["ema"] if ema else state["params"]
+  variables = {"params": params, **state["mutable"]}
+  block, blocks = sharding.data_block(mesh, rules)
+
+  def placed(batches):
+    mine = batches(process_index=block, process_count=blocks)
+    return (sharding.shard_batch(b, mesh, rules) for b in mine)
+
+  with sharding.use(mesh, rules):
+    others = {key: placed(stream) for key, stream in more.items()}
+    return one_pass(variables, placed(batches), **others, **options)
+
+
+def _batches(data, group, where: str, *, make, source, size: int):
+  """What makes the batches of a group's split."""
+  held_out = make(
+    data["source"],
+    split=group["split"],
+    **{**data.kwargs("source"), **group.group("data").kwargs()},
+  )
+  if held_out.classes != source.classes:
+    raise UserError(
+      f"{where}: {held_out.classes} classes, training has {source.classes}"
+    )
+  return functools.partial(
+    pipeline.eval_batches,
+    held_out,
+    batch_size=size,
+    transform=transforms.parse(group.get("transform", "")),
+  )
+
+
+def _plain(value: Any) -> Any:
+  """A run.json has lists where a config has tuples."""
+  return tuple(value) if isinstance(value, list) else value
