@@ -16,7 +16,7 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from vitscale import cli_cut, cli_fit, cli_launch
+from vitscale import cli_cut, cli_fit, cli_frontier, cli_launch
 from vitscale.core.errors import UserError, nearest
 from vitscale.launch import machine
 
@@ -155,6 +155,16 @@ def cut(args: argparse.Namespace) -> tuple[dict[str, Any], int]:
   levels over the layers.
   """
   return cli_cut.run(args)
+
+
+def frontier(args: argparse.Namespace) -> tuple[dict[str, Any], int]:
+  """Tables the parts of a nested run: accuracy, cost, measured latency.
+
+  Each part is scored and timed as the plain model that `cut` would write.
+  Nothing is written. Parts that no step trained are marked: mixes of trained
+  sizes, and unseen sizes.
+  """
+  return cli_frontier.run(args)
 
 
 def _whisper(text: str) -> None:
@@ -304,6 +314,8 @@ def parser() -> argparse.ArgumentParser:
   cli_launch.add_arguments(sub)
   sub = verb(cut, "cut out/nested --budget macs:0.6 --out out/small")
   cli_cut.add_arguments(sub)
+  sub = verb(frontier, "frontier out/nested --score-on test")
+  cli_frontier.add_arguments(sub)
   sub = verb(models, "models --family vit", accelerator=False)
   sub.add_argument("--family", help="only this family")
   sub = verb(runs, "runs out/patchify-quick")
