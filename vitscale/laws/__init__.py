@@ -4,7 +4,8 @@ from vitscale import laws
 fit = laws.fit(laws.power_constant("p", exponent=(0, 4)), rows, groups="run")
 
 Where things are:
-  the laws     forms, single, joint, registry; yours: expression, formula
+  the laws     forms, single, joint, granular, registry; yours: expression,
+               formula
   one fit      fit, frame (scaling), starts, solve, vertex, objective, diagnose
   intervals    resampling, intervals, delta, profile; simulate (known truth)
   forecasts    validate, select, mixture, scales, forecast; extrapolate (--law
