@@ -8,7 +8,7 @@ import pytest
 
 from tests import toys
 from tests.runs import assert_same_run
-from vitscale import study, warm_start
+from vitscale import cli, study, warm_start
 from vitscale import workdir as workdir_lib
 from vitscale.bench import build
 from vitscale.core import axes, tree
@@ -241,6 +241,8 @@ def test_copied_moments_are_those_of_the_copies():
     ({"from": "nowhere"}, "nowhere is not a run"),
     ({"hwo": "same"}, "unknown config key 'init.hwo'.*how"),
     ({"how": "clone"}, "init.how 'clone'"),
+    ({"how": ["append"]}, r"init.how \['append'\]"),
+    ({"optimizer": None}, "init.optimizer None"),
     ({"optimizer": "keep"}, "init.optimizer 'keep'"),
     ({"rewire": ("embed",)}, "init.rewire 'embed'"),
     ({"skip": "haed/.*"}, "skip='haed/.*' fits no parameter"),
@@ -274,3 +276,54 @@ def test_a_state_of_another_optimizer_is_not_carried(parent):
   made.init["optimizer"] = "carry"
   with pytest.raises(UserError, match="has another optimizer"):
     begun(made)
+
+
+@pytest.mark.parametrize(
+  ("how", "message"),
+  [
+    ("append", r"init.how=append: .*axis 'mlp' shrinks from 32 to 16"),
+    ("net2net", "init.how=net2net: axis 'mlp' shrinks from 32 to 16"),
+    ("hypercloning", "init.how=hypercloning: axis 'mlp' shrinks from 32"),
+  ],
+)
+def test_a_parent_larger_than_its_child(parent, how, message):
+  made = config(parent, model__mlp_dim=16)
+  made.init["how"] = how
+  with pytest.raises(UserError, match=message):
+    begun(made)
+
+
+# -------------------------------------------------------- the command line
+
+
+def test_the_command_grows_a_run_and_a_refusal_leaves_its_workdir_free(
+  tmp_path, capsys
+):
+  """From a config without `init`: small, then bad tries, then large."""
+  small, large = tmp_path / "small", tmp_path / "large"
+  spec = "pattention:runlocal,depth=1,width=16,tokens={},born=8"
+
+  def command(tokens, workdir, *changes):
+    argv = ["train", spec.format(tokens), "--workdir", str(workdir), *changes]
+    return cli.main([*argv, "total_steps=2"])
+
+  assert command(8, small) == 0
+  capsys.readouterr()
+  start, append = f"init.from={small}", "init.how=append"
+  for tokens, changes, message in (
+    (12, (f"init.from={tmp_path / 'nowhere'}", append), "is not a run"),
+    (4, (start, append), "shrinks from 8 to 4"),
+    (
+      12,
+      (start, append, "init.optimizer=carry", "optim.name=lion"),
+      "has another optimizer",
+    ),
+  ):
+    assert command(tokens, large, *changes) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1, error
+  assert command(12, large, start, append, "init.optimizer=carry") == 0
+  run = read_json(large / "run.json")
+  assert run["config"]["init"]["how"] == "append"
+  assert run["parents"]["init.from"]["path"] == str(small)
+  assert run["config"]["model"]["scale_tokens"] == 8

@@ -28,6 +28,7 @@ import numpy as np
 from vitscale.bench import Bench
 from vitscale.core import axes as axes_lib
 from vitscale.core import tree
+from vitscale.core.axes import AxisError
 from vitscale.core.errors import UserError, nearest
 from vitscale.elastic import grow, importance
 from vitscale.parent import Parent
@@ -76,8 +77,8 @@ def of(config: Mapping[str, Any]) -> WarmStart | None:
     made[key] = tuple(value) if key == "rewire" else value
   start = WarmStart(**made)
   for key, known in (("how", METHODS), ("optimizer", OPTIMIZER)):
-    if getattr(start, key) not in known:
-      value = getattr(start, key)
+    value = getattr(start, key)
+    if not isinstance(value, str) or value not in known:
       raise UserError(f"init.{key} {value!r}{nearest(value, known)}")
   for axis in start.rewire:
     if axis not in REWIRED:
@@ -126,7 +127,10 @@ def begin(bench: Bench) -> State:
   if start is None:
     return state
   parent = Parent(start.path)
-  state = METHODS[start.how](bench, state, parent, start)
+  try:
+    state = METHODS[start.how](bench, state, parent, start)
+  except AxisError as error:
+    raise UserError(f"init.how={start.how}: {error}") from error
   if state["ema"]:
     state["ema"] = jax.tree.map(jnp.array, state["params"])
   if start.rewire:
@@ -225,6 +229,8 @@ def _copies(
     if grew and len(found) > 1:
       raise UserError(f"init: axis {role!r} has several sizes {sorted(found)}")
     for a, b in grew:
+      if b < a:
+        raise AxisError(f"axis {role!r} shrinks from {a} to {b}")
       drawn = key if role not in grow.NORMED else None
       index[role] = grow.copies(a, b, drawn)
   return index

@@ -95,6 +95,8 @@ def test_overrides_are_typed_by_what_they_replace(item, key, value):
     ("model.widht=1", "'model.widht', did you mean 'model.width'?"),
     ("modle.width=1", "'modle.width', did you mean 'model.width'?"),
     ("width=1", "'width', did you mean 'model.width'?"),
+    ("init.form=out", "'init.form', did you mean 'init.from'?"),
+    ("init.rewire=mlp", "is str, should be tuple"),
     ("seed.x=1", "unknown config key 'seed.x'"),
     ("seed.x.y=1", "unknown config key 'seed.x.y'"),
     ("=1", "unknown config key ''"),

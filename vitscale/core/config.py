@@ -197,6 +197,11 @@ OPTIONAL: dict[str, Any] = {
   "checkpoint.keep_every": 0,
   "guard.max_skips": 0,
   "guard.max_rollbacks": 1,
+  "init.from": "",
+  "init.how": "same",
+  "init.optimizer": "fresh",
+  "init.rewire": (),
+  "init.skip": "",
   "watchdog.seconds": 0.0,
   "watchdog.slow_seconds": 0.0,
 }
@@ -208,6 +213,7 @@ def _add(config: ConfigDict, key: str, text: str) -> None:
 
   A name close to one the config has is a slip and not a new key.
   """
+  value = _typed(key, text, OPTIONAL.get(key))  # nothing is made before
   *parents, leaf = key.split(".")
   node, opened = config, key.partition(".")[0] in OPEN and bool(parents)
   for name in parents:
@@ -221,7 +227,7 @@ def _add(config: ConfigDict, key: str, text: str) -> None:
   if key not in OPTIONAL and (slip or not opened):
     raise UserError(f"unknown config key {key!r}{suggest(key, config)}")
   with node.unlocked():
-    node[leaf] = _typed(key, text, OPTIONAL.get(key))
+    node[leaf] = value
 
 
 def _other_unit(leaf: str, node: Mapping[str, Any]) -> str | None:
@@ -234,7 +240,7 @@ def _other_unit(leaf: str, node: Mapping[str, Any]) -> str | None:
 
 def suggest(key: str, config: ConfigDict) -> str:
   """The nearest dotted key; a leaf name alone finds its full path."""
-  known = list(_flat(config.to_dict()))
+  known = [*_flat(config.to_dict()), *OPTIONAL]
   last = key.split(".")[-1]
   same = [name for name in known if name.split(".")[-1] == last]
   return f", did you mean {same[0]!r}?" if same else nearest(key, known)

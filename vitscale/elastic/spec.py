@@ -6,14 +6,15 @@
     depth=3/4                   the first layers; layers=3/4: spread evenly
     layers=0-4,7                these layers
     out=64                      the first 64 pooled features (Matryoshka)
+    tokens=1/2                  half of the pairs of every Pattention layer
     full                        the whole model
 
 A fraction is written 1/2, 0.5 or 50%; 1 is the whole, and an integer from 2
 on is a size. Lists (ffn, heads) have one entry per layer that is kept.
 
 `resolve` turns a spec into options of the plain family, whose `Model` calls
-these `mlp_dim num_heads width depth out_dim`; nothing else here knows of
-models.
+these `mlp_dim num_heads width depth out_dim`, or `tokens ffn_tokens` for pairs;
+nothing else here knows of models.
 """
 
 import dataclasses
@@ -41,6 +42,7 @@ OPTIONS: dict[str, str] = {
   "depth": "depth",
   "layers": "depth",
   "out": "out_dim",
+  "tokens": "tokens",
 }
 
 
@@ -55,6 +57,10 @@ class ElasticSpec:
     depth: part of the layers, the first of them.
     layers: instead of `depth`, a fraction spread evenly or layer numbers.
     out: part of the pooled features that the logits see (MRL, 2205.13147).
+    tokens: part of the key-value pairs of Pattention (2410.23168), those of the
+      channel mixer alike: what growing appends, a prefix leaves out. The
+      number under theta's root is the part's own, or the model's
+      `scale_tokens`.
   """
 
   ffn: tuple[Part, ...] = (WHOLE,)
@@ -63,6 +69,7 @@ class ElasticSpec:
   depth: Part = WHOLE
   layers: Fraction | tuple[int, ...] = WHOLE
   out: Part = WHOLE
+  tokens: Part = WHOLE
 
   def touched(self) -> set[str]:
     """Keys that are not the whole."""
@@ -205,6 +212,10 @@ def resolve(
     known = min(kwargs.get("out_dim") or new["width"], new["width"])
     out = _size(spec.out, known, "out")
     new["out_dim"] = out if out < new["width"] else None
+  if "ffn_tokens" in kwargs:
+    new["tokens"] = _size(spec.tokens, kwargs["tokens"], "tokens")
+    part = Fraction(new["tokens"], kwargs["tokens"])
+    new["ffn_tokens"] = _size(part, kwargs["ffn_tokens"], "tokens")
   changes = {k: v for k, v in new.items() if v != kwargs[k]}
   changes |= _head_dim(kwargs, new)
   if any(isinstance(v, tuple) for v in new.values()) and kwargs.get("scan"):
