@@ -9,6 +9,7 @@ import pytest
 from tests import toys
 from tests.runs import assert_same_run
 from vitscale import cli, study, warm_start
+from vitscale import train as train_lib
 from vitscale import workdir as workdir_lib
 from vitscale.bench import build
 from vitscale.core import axes, tree
@@ -54,6 +55,16 @@ def test_a_child_starts_where_its_parent_ended(parent):
   assert state["step"] == state["data_step"] == 0
   counts = [x for k, x in tree.flatten(state["opt"]).items() if "mu/" in k]
   assert counts and not any(np.any(x) for x in counts)
+
+
+def test_runs_that_share_a_compiled_step_keep_their_seed_and_parent(parent):
+  configs = config(seed=0), config(seed=1), config(parent, seed=1)
+  benches = [train_lib.reuse(made) for made in configs]
+  assert len({id(bench.step) for bench in benches}) == 1
+  one, two, child = (warm_start.begin(b)["params"] for b in benches)
+  drawn = build(configs[1]).init(np.uint32(1))["params"]
+  assert gap(two, drawn) == 0 and gap(one, two) > 1e-2
+  assert gap(child, begun(configs[2])["params"]) == 0 < gap(child, two)
 
 
 def test_one_step_of_a_parent_can_be_named(parent):
@@ -269,6 +280,14 @@ def test_parents_that_do_not_fit(parent, changes, message):
     begun(config(parent, **changes))
   assert "doesn't fit this model" in str(error.value)
   assert "\n" not in str(error.value)
+
+
+def test_statistics_are_not_left_behind(tmp_path):
+  made = config(model={"family": "tests.toys"}, ema=0.0)
+  train(made, tmp_path / "run")
+  made.init = {"from": str(tmp_path / "run")}
+  with pytest.raises(UserError, match="keeps 'batch_stats' beside"):
+    begun(made)
 
 
 def test_a_state_of_another_optimizer_is_not_carried(parent):

@@ -307,8 +307,8 @@ def _job(run: Run, out: Path) -> dict[str, Any]:
     "config": config,
     "workdir": str(workdir_of(run, out)),
     "cost": _cost(run),
-    # Equal up to seed and rate is one compiled step, see train.reuse.
-    "group": config_lib.digest(config, without=("seed", "optim.lr")),
+    # Equal up to these is one compiled step, see train.reuse.
+    "group": config_lib.digest(config, without=("seed", "optim.lr", "init")),
     "log": str(out / "logs" / f"{run.name}.log"),
   }
 

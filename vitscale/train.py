@@ -14,6 +14,7 @@ writes.
 """
 
 import contextlib
+import dataclasses
 import json
 import sys
 import time
@@ -296,17 +297,17 @@ _benches: dict[str, Bench] = {}
 
 
 def reuse(config: Mapping[str, Any]) -> Bench:
-  """`build`, once per config up to seed and learning rate.
+  """`build`, once per config up to seed, learning rate and parent.
 
-  Both are inputs of the compiled step, so a sweep over them in one process
+  They are inputs of the compiled step, so a sweep over them in one process
   neither traces nor compiles again.
   """
   check_traced(config)
   plain = config_lib.to_dict(config)
-  plain.pop("seed"), plain["optim"].pop("lr", None)
+  plain.pop("seed"), plain["optim"].pop("lr", None), plain.pop("init", None)
   key = json.dumps(plain, sort_keys=True)
   if key not in _benches:
     while len(_benches) >= 4:
       _benches.pop(next(iter(_benches)))
     _benches[key] = build(config)
-  return _benches[key]
+  return dataclasses.replace(_benches[key], config=config)
