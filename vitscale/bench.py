@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vitscale import facts as facts_lib
-from vitscale import held_out, plugin
+from vitscale import held_out, models, plugin
 from vitscale import step as step_lib
 from vitscale.core import (
   axes,
@@ -35,7 +35,6 @@ from vitscale.core import config as config_lib
 from vitscale.core import mesh as mesh_lib
 from vitscale.core.errors import UserError, nearest
 from vitscale.data import pipeline, sources, transforms
-from vitscale.nn import attention
 
 
 @dataclasses.dataclass
@@ -101,7 +100,7 @@ def build(
   # Model and task, as shapes; where they live.
   task_module = plugin.module("tasks", read["task"]["name"])
   task = task_module.make(read["task"], source)
-  model, reference = _model(read["model"], source)
+  model, reference = models.make(read["model"], source)
   chosen = draws.make(read.group("draws"))
   _check_draws(chosen, model)
   chosen += getattr(task, "draws", ())
@@ -125,7 +124,7 @@ def build(
   facts = facts_lib.facts(
     task, reference, source, batch, abstract, names, chosen
   )
-  model = for_platform(
+  model = models.for_platform(
     model, facts["tokens_per_example"], mesh.devices.flat[0].platform
   )
   total_steps = config_lib.steps(
@@ -135,6 +134,7 @@ def build(
     epoch_examples=len(source),
     flops_per_example=facts["flops_per_example"],
   )
+  chosen = draws.over(chosen, total_steps)
   every = functools.partial(
     _every,
     batch_size=batch_size,
@@ -315,45 +315,6 @@ def _every(group, name: str, **options) -> int:
 def _zeros(batch) -> dict[str, jax.Array]:
   """An example of the batch's shapes, for init."""
   return {k: jnp.zeros((1, *x.shape[1:]), x.dtype) for k, x in batch.items()}
-
-
-def _model(config, source) -> tuple[nn.Module, nn.Module]:
-  """The config's model, and its twin that accounting counts."""
-  family = plugin.module("models", config["family"])
-  kwargs = config.kwargs("family", "variant")
-  if config.get("variant"):
-    kwargs = {**family.variant(config["variant"]), **kwargs}
-  kwargs.setdefault("num_classes", source.classes)
-  for name in ("width", "depth", "mlp_dim", "num_heads"):
-    size = kwargs.get(name, 1)
-    each = size if isinstance(size, tuple | list) else [size]  # per layer
-    if not each or any(type(s) is not int or s < 1 for s in each):
-      raise UserError(f"model.{name}={size!r}: should be 1 or more")
-  known = [f.name for f in dataclasses.fields(family.Model)]
-  for name in kwargs:
-    if name not in known or name in ("parent", "name"):
-      raise UserError(
-        f"unknown config key 'model.{name}'{nearest(name, known)}"
-      )
-  # A run.json has lists where a config has tuples; modules are hashed.
-  kwargs = {k: tuple(v) if type(v) is list else v for k, v in kwargs.items()}
-  model = family.Model(**kwargs)
-  plain = {"attention": "reference", "remat": None}
-  twin = {k: v for k, v in plain.items() if k in known}
-  return model, model.clone(**twin)
-
-
-def for_platform(model: nn.Module, tokens: int, platform: str) -> nn.Module:
-  """With the attention that "auto" means on a platform that isn't here."""
-  here = platform == jax.default_backend()
-  if here or getattr(model, "attention", None) != "auto":
-    return model
-  head_dim = 8  # TPUs take every one
-  backend = attention.choose(
-    queries=tokens, keys=tokens, head_dim=head_dim, dtype=model.dtype,
-    platform=platform,
-  )  # fmt: skip
-  return model.clone(attention=backend)
 
 
 def _check_draws(chosen, model) -> None:

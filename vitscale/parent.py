@@ -6,6 +6,7 @@
 Nothing is built for it: names and shapes are those of its last checkpoint.
 """
 
+import functools
 import hashlib
 import json
 import re
@@ -21,42 +22,56 @@ from vitscale.core.checkpoint import CheckpointStore
 from vitscale.core.errors import UserError
 from vitscale.core.log import read_json
 
+TEACHER = "teacher"  # collection in which a taught run keeps its teacher
+
 
 class Parent:
-  """A checkpoint of a run, opened.
+  """A checkpoint of a run; it is looked at when something of it is asked for.
 
   Attributes:
     folder: workdir of the run.
     config: its config, as stored.
-    step: of the checkpoint, the last whole one unless the path names one.
-    weights: branch with the weights, "ema" where the run kept an average.
-    leaves: name -> [shape, dtype, digest] of everything in the checkpoint.
   """
 
   def __init__(self, path: str | Path):
     """Opens a workdir, its checkpoints/ or a step folder.
 
     Raises:
-      UserError: no run or no complete checkpoint there.
+      UserError: no run there.
     """
-    self.folder, named = workdir.root(Path(path).expanduser())
+    self.folder, self._named = workdir.root(Path(path).expanduser())
     self.config: Mapping[str, Any] = read_json(self.folder / "run.json")[
       "config"
     ]
     self._store = CheckpointStore(self.folder / "checkpoints")
+
+  @functools.cached_property
+  def step(self) -> int:
+    """Of the checkpoint: the last whole one, unless the path names one.
+
+    Raises:
+      UserError: there is none.
+    """
     steps = distributed.from_main(self._store.steps)
-    if not steps or (named is not None and named not in steps):
-      raise UserError(
-        f"no complete checkpoint{f' of step {named}' if named else ''} in"
-        f" {self._store.directory}"
-      )
-    self.step = steps[-1] if named is None else named
-    facts, reason = distributed.from_main(leaves.manifest_of, self._where)
-    if facts is None:
+    if not steps or self._named not in (None, *steps):
+      step = "" if self._named is None else f" of step {self._named}"
+      where = self._store.directory
+      raise UserError(f"no complete checkpoint{step} in {where}")
+    return steps[-1] if self._named is None else self._named
+
+  @functools.cached_property
+  def leaves(self) -> dict[str, Any]:
+    """Name -> [shape, dtype, digest] of everything in the checkpoint."""
+    found, reason = distributed.from_main(leaves.manifest_of, self._where)
+    if found is None:
       raise manifest.Damaged(self._where, reason)
-    self.leaves: dict[str, Any] = facts["leaves"]
+    return found["leaves"]
+
+  @property
+  def weights(self) -> str:
+    """The branch with the weights: "ema" where the run kept an average."""
     averaged = any(name.startswith("ema/") for name in self.leaves)
-    self.weights = "ema" if averaged else "params"
+    return "ema" if averaged else "params"
 
   @property
   def _where(self) -> Path:
@@ -97,10 +112,12 @@ class Parent:
       Path -> array, for every path of `abstract` that isn't skipped.
 
     Raises:
-      UserError: the paths, shapes or dtypes differ (listed), or nothing is
-        skipped by `skip`.
+      UserError: the paths, shapes or dtypes differ (listed), nothing is
+        skipped by `skip`, or there is more to the weights than parameters.
     """
     branch = branch or self.weights
+    if branch == self.weights:
+      self._check_plain()
     left_out = lambda path: bool(skip) and re.fullmatch(skip, path)
     have, want = tree.flatten(self.shapes(branch)), tree.flatten(abstract)
     if skip and not any(map(left_out, want)):
@@ -116,3 +133,13 @@ class Parent:
     sources = {path: f"{branch}/{path}" for path in want}
     found = self._store.part(tree.unflatten(want), sources, self.step)
     return tree.flatten(found)
+
+  def _check_plain(self) -> None:
+    """Raises UserError for a run with statistics beside its parameters."""
+    parts = [name.split("/") for name in self.leaves]
+    others = {p[1] for p in parts if p[0] == "mutable"} - {TEACHER}
+    if others:
+      raise UserError(
+        f"{self.folder} keeps {sorted(others)[0]!r} beside its parameters,"
+        " which are all that another run can read"
+      )

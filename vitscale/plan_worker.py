@@ -22,7 +22,7 @@ import jax
 from jax.extend import core as jex
 
 from vitscale import bench as bench_lib
-from vitscale import plan_data
+from vitscale import models, plan_data
 from vitscale.core import accounting, estimate, hlo, topology
 from vitscale.core import config as config_lib
 from vitscale.core.axes import AxisError
@@ -216,7 +216,7 @@ def _attention(
   if not where.is_tpu:
     return {"model.attention": "chunked"}
   tokens = bench.facts["tokens_per_example"]
-  model = bench_lib.for_platform(bench.model, tokens, "tpu")
+  model = models.for_platform(bench.model, tokens, "tpu")
   return {"model.attention": model.attention}
 
 

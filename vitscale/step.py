@@ -99,11 +99,13 @@ def stepper(
   accumulate: int,
 ) -> Callable[..., State]:
   """`(state, batch, seed, lrs, draw) -> state`, all players in turn."""
+  touched = getattr(task, "touched", lambda *_: None)
 
   def step(state: State, batch, seed, lrs, *, draw=()) -> State:
     key = jax.random.fold_in(jax.random.key(seed), state["step"])
     params, mutable = state["params"], state["mutable"]
     opt, metrics, finite = dict(state["opt"]), {}, jnp.bool_(True)
+    masks = touched(model, batch, dict(draw))
     for index, player in enumerate(task.players):
       own, rest = tree.partition(params, player.params)
       gradient = _gradient(task, model, player, rest, mutable, dict(draw))
@@ -114,6 +116,11 @@ def stepper(
         grads, opt[player.name], own, state["step"], lrs[player.name]
       )
       new = jax.tree.map(lambda p, u: p + u.astype(p.dtype), own, updates)
+      if masks is not None:
+        new, moved = (
+          _where(masks, now, old)
+          for now, old in ((new, own), (moved, opt[player.name]))
+        )
       if player.every > 1:
         plays = state["step"] % player.every == 0
         new, moved = jax.tree.map(
@@ -122,7 +129,8 @@ def stepper(
           (own, opt[player.name]),
         )
       params, opt[player.name] = tree.merge(new, rest), moved
-      mutable, metrics = aux["state"], {**metrics, **aux["metrics"]}
+      mutable = {**mutable, **aux["state"]}
+      metrics = {**metrics, **aux["metrics"]}
       # A finite loss may still have had a gradient that was not.
       finite &= jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(grads))
     count = state["step"] + 1
@@ -161,10 +169,25 @@ def _gradient(task, model, player, rest, mutable, draw):
     streams = dict(zip(("dropout", "mix"), jax.random.split(key)))
     variables = {"params": tree.merge(own, rest), **mutable}
     value, aux = objective(model, variables, batch, streams, draw)
-    state = {**mutable, **aux.get("state", {})}
-    return value, {"metrics": aux["metrics"], "state": state}
+    return value, {"metrics": aux["metrics"], "state": aux.get("state", {})}
 
   return jax.value_and_grad(loss, has_aux=True)
+
+
+def _where(masks: Any, new: Any, old: Any) -> Any:
+  """`new` where a mask is set, else `old`; leaves go by the end of their path.
+
+  Leaves that mirror no parameter (counters, factored moments) are new.
+  """
+  flat, found = tree.flatten(masks), {}
+  before = tree.flatten(old)
+  for path, x in tree.flatten(new).items():
+    parts = path.split("/")
+    ends = ("/".join(parts[start:]) for start in range(len(parts)))
+    mask = next((flat[end] for end in ends if end in flat), None)
+    fits = mask is not None and mask.shape == x.shape
+    found[path] = jnp.where(mask, x, before[path]) if fits else x
+  return tree.like(new, found)
 
 
 def window(

@@ -39,9 +39,12 @@ def load(
     bench = build(config, devices=jax.local_devices()[:1])
   store = CheckpointStore(workdir / "checkpoints")
   kept = "ema" if bench.abstract["ema"] else "params"
+  frozen = getattr(bench.task, "frozen", ())  # a teacher's: not the model's
+  mutable = bench.abstract["mutable"]
+  mutable = {k: v for k, v in mutable.items() if k not in frozen}
   part = store.part(
-    {name: bench.abstract[name] for name in (kept, "mutable")},
-    {kept: kept, "mutable": "mutable"},
+    {kept: bench.abstract[kept], "mutable": mutable},
+    {kept: kept, **{f"mutable/{k}": f"mutable/{k}" for k in mutable}},
     named if step is None else step,
   )
   return bench.model, {"params": part[kept], **part["mutable"]}

@@ -46,6 +46,22 @@ def test_round_robin_in_turn():
   assert set(drawn(made, 8).values()) == {2}
 
 
+def test_a_curriculum_moves_on():
+  stages = ((0, (1, 1, 0, 0)), (50, (1, 1, 0, 0)), (50, (0, 0, 1, 3)),
+            (100, (0, 0, 1, 1)))  # fmt: skip
+  (made,) = draws.over((draw.curriculum(FOUR, stages),), 8000)
+  early = Counter(made.at(0, step) for step in range(4000))
+  late = Counter(made.at(0, step) for step in range(4000, 8000))
+  assert set(early) == {(FOUR[0],), (FOUR[1],)}
+  assert set(late) == {(FOUR[2],), (FOUR[3],)}
+  assert abs(late["full",] / 4000 - 0.625) < 0.03  # from 3/4 to 1/2
+  assert made.weights == pytest.approx((0.25, 0.25, 0.1875, 0.3125))
+  seen = early + late
+  for share, value in draws.outcomes((made,)):
+    assert abs(seen[value["nest"]] / 8000 - share) < 0.02
+  assert made.at(0, 7999) in late
+
+
 def test_outcomes_are_shares_of_steps():
   made = (
     draw.sampled(FOUR[:2], (1.0, 3.0)),
@@ -67,6 +83,20 @@ def test_outcomes_are_shares_of_steps():
   [
     (lambda: draw.sampled(FOUR, (1.0,)), "weight to each of the 4"),
     (lambda: draw.sampled(FOUR, (1.0, 1.0, 0.0, 1.0)), "positive weight"),
+    (lambda: draw.curriculum(FOUR), "percents .* rise from 0 to 100"),
+    (lambda: draw.curriculum(FOUR, (1, 2)), "stages .* write"),
+    (
+      lambda: draw.curriculum(FOUR, ((0, (1,) * 4), (90, (1,) * 4))),
+      "percents .*90.* rise from 0 to 100",
+    ),
+    (
+      lambda: draw.curriculum(FOUR, ((0, (1,) * 4), (100, (1,)))),
+      "each of the 4 granularities",
+    ),
+    (
+      lambda: draw.curriculum(FOUR, ((0, (0,) * 4), (100, (1,) * 4))),
+      "not all 0",
+    ),
     (lambda: draw.sandwich(FOUR, 3), "middle=3 of 2 .* 0 choices"),
     (lambda: draw.sandwich([str(i) for i in range(22)], 5), "15504 choices"),
   ],

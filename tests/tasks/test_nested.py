@@ -11,7 +11,7 @@ from tests.contract.families import gap
 from tests.runs import assert_same_run
 from vitscale import facts as facts_lib
 from vitscale.bench import build
-from vitscale.core import axes, draws, sharding
+from vitscale.core import axes, draws, sharding, tree
 from vitscale.core.config import Reader
 from vitscale.core.errors import UserError
 from vitscale.core.log import read_rows
@@ -225,6 +225,35 @@ def test_a_run_logs_every_granularity_and_resumes(tmp_path):
   assert_same_run(tmp_path / "a", tmp_path / "b")
 
 
+def test_what_a_step_does_not_touch_can_be_frozen():
+  """Momentum, decay and moments of a dropped hidden unit stand still."""
+  made = config(("sampled"), ("ffn=1/2", "full"), model__depth=1, evals={})
+  made.task.untouched = "frozen"
+  bench = build(made)
+  state, lrs = bench.init(np.uint32(0)), {"model": np.float32(1e-2)}
+  batches = bench.batches(0, 0)
+  seen = lambda: {  # copies: the step's arrays are used again
+    k: np.array(x)
+    for k, x in tree.flatten(state["params"] | {"o": state["opt"]}).items()
+  }
+  moved = {}
+  for text in ("full", "full", "ffn=1/2"):  # the head is zero at first
+    before = seen()
+    batch = sharding.shard_batch(next(batches), bench.mesh, bench.rules)
+    draw = (("nest", (text,)),)
+    state = bench.step(state, batch, np.uint32(0), lrs, draw=draw)
+    after = seen()
+    moved[text] = {k: after[k] != before[k] for k in before}
+  batches.close()
+  up = [k for k in moved["full"] if k.endswith("mlp/up/kernel")]
+  assert len(up) == 3  # the parameter, two moments
+  for path in up:
+    assert moved["full"][path].mean() > 0.9
+    assert moved["ffn=1/2"][path][:, :16].mean() > 0.9
+    assert not moved["ffn=1/2"][path][:, 16:].any()
+  assert moved["ffn=1/2"]["head/kernel"].all()
+
+
 @pytest.mark.parametrize("strategy", ["joint", "round_robin", "sandwich"])
 def test_other_strategies_build(strategy):
   made = config(strategy, ("ffn=1/4", "heads=1/2", "full"), model__depth=1)
@@ -247,6 +276,7 @@ def test_other_strategies_build(strategy):
     ({"strategy": "jiont"}, "did you mean 'joint'"),
     ({"reduce": "summ"}, "did you mean 'sum'"),
     ({"weights": (1.0,)}, "one positive weight"),
+    ({"untouched": "freeze"}, "did you mean 'frozen'"),
     ({"distil": "in-place"}, "did you mean 'inplace'"),
     ({"distil": "inplace"}, "one part and no teacher: use joint or sandwich"),
     ({"of": {"name": "tests.toys"}}, "several players"),

@@ -26,13 +26,7 @@ class Draw:
 
   def at(self, seed: int, step: int) -> Any:
     """The value of this step."""
-    text = f"{self.name}/{seed}/{step}".encode()
-    bits = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest())
-    point = bits / 2**64 * sum(self.weights)
-    for value, edge in zip(self.values, itertools.accumulate(self.weights)):
-      if point < edge:
-        return value
-    return self.values[-1]
+    return _pick(self.name, self.values, self.weights, seed, step)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +46,66 @@ class Cycle:
     return self.values[step % len(self.values)]
 
 
-Draws = Draw | Cycle
+@dataclasses.dataclass(frozen=True)
+class Ramp:
+  """A draw whose probabilities change over the run.
+
+  Attributes:
+    name, values: as of Draw.
+    stages: (share of the run, probabilities), the shares rising from 0 to 1;
+      linear between them, a jump is two stages of one share.
+    total_steps: of the run, see `over`.
+  """
+
+  name: str
+  values: tuple[Any, ...]
+  stages: tuple[tuple[float, tuple[float, ...]], ...]
+  total_steps: int = 0
+
+  @property
+  def weights(self) -> tuple[float, ...]:
+    """Means over the run."""
+    total = [0.0] * len(self.values)
+    for (start, a), (end, b) in itertools.pairwise(self.stages):
+      for i, (low, high) in enumerate(zip(a, b)):
+        total[i] += (end - start) * (low + high) / 2
+    return tuple(total)
+
+  def probabilities(self, share: float) -> tuple[float, ...]:
+    """At a share of the run in [0, 1]."""
+    for (start, a), (end, b) in itertools.pairwise(self.stages):
+      if share < end:
+        part = (share - start) / (end - start)
+        return tuple(x + part * (y - x) for x, y in zip(a, b))
+    return self.stages[-1][1]
+
+  def at(self, seed: int, step: int) -> Any:
+    """The value of this step."""
+    weights = self.probabilities(step / self.total_steps)
+    return _pick(self.name, self.values, weights, seed, step)
+
+
+Draws = Draw | Cycle | Ramp
+
+
+def _pick(name, values, weights, seed, step) -> Any:
+  text = f"{name}/{seed}/{step}".encode()
+  bits = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest())
+  point = bits / 2**64 * sum(weights)
+  for value, edge in zip(values, itertools.accumulate(weights)):
+    if point < edge:
+      return value
+  return values[-1]
+
+
+def over(draws: tuple[Draws, ...], total_steps: int) -> tuple[Draws, ...]:
+  """The draws of a run of so many steps."""
+  return tuple(
+    dataclasses.replace(draw, total_steps=total_steps)
+    if isinstance(draw, Ramp)
+    else draw
+    for draw in draws
+  )
 
 
 def make(config: Mapping[str, Any]) -> tuple[Draw, ...]:

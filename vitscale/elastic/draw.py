@@ -8,6 +8,7 @@ are bounded, and is a function of seed and step alone.
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from vitscale.core import draws
 from vitscale.core.errors import UserError
@@ -32,6 +33,46 @@ def sampled(
       f" {len(granularities)} granularities"
     )
   return draws.Draw(NAME, tuple((one,) for one in granularities), weights)
+
+
+def curriculum(
+  granularities: Sequence[str], stages: Sequence[Any] = ()
+) -> draws.Ramp:
+  """`sampled` with weights that change over the run.
+
+  Uniform to XL-heavy (as Nemotron Elastic's second stage favours the large
+  model), widening (EA-ViT), largest first (progressive shrinking, 1908.09791).
+
+  Args:
+    granularities: spec texts.
+    stages: (percent of the run, one weight per granularity), percents rising
+      from 0 to 100; linear between them, twice the same percent is a jump. A
+      weight may be 0.
+
+  Raises:
+    UserError: percents that don't rise from 0 to 100, or bad weights.
+  """
+  example = "((0, (1, 1, 1, 1)), (100, (1, 1, 2, 4)))"
+  try:
+    shares = [float(percent) / 100 for percent, _ in stages]
+    weights = [tuple(float(w) for w in one) for _, one in stages]
+  except (TypeError, ValueError) as error:
+    raise UserError(f"task.stages {stages}: write {example}") from error
+  rising = all(a <= b for a, b in itertools.pairwise(shares))
+  if not rising or len(shares) < 2 or (shares[0], shares[-1]) != (0, 1):
+    raise UserError(
+      f"task.stages: percents {[100 * s for s in shares]} should rise from 0"
+      f" to 100, for example {example}"
+    )
+  for one in weights:
+    if len(one) != len(granularities) or min(one) < 0 or not sum(one):
+      raise UserError(
+        f"task.stages: weights {one}, give each of the {len(granularities)}"
+        " granularities one, 0 or more and not all 0"
+      )
+  parts = [tuple(w / sum(one) for w in one) for one in weights]
+  values = tuple((one,) for one in granularities)
+  return draws.Ramp(NAME, values, tuple(zip(shares, parts)))
 
 
 def joint(granularities: Sequence[str]) -> draws.Draw:
@@ -67,6 +108,7 @@ def round_robin(granularities: Sequence[str]) -> draws.Cycle:
 # Name -> (strategy, what it takes besides the granularities).
 STRATEGIES: dict[str, tuple[Callable[..., draws.Draws], tuple[str, ...]]] = {
   "sampled": (sampled, ("weights",)),
+  "curriculum": (curriculum, ("stages",)),
   "joint": (joint, ()),
   "sandwich": (sandwich, ("middle",)),
   "round_robin": (round_robin, ()),

@@ -1,0 +1,64 @@
+"""Families: a module with `Model`, and what a config makes of it.
+
+A family module has `Model`, a flax module whose call gives `(y, out)` with
+`out["features"]`, and `variant(name) -> options`. Nothing registers it; the
+config's `model.family` is its name, or the path of any module with a dot.
+"""
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+from vitscale import plugin
+from vitscale.core.config import Reader
+from vitscale.core.errors import UserError, nearest
+from vitscale.nn import attention
+
+
+def make(config: Reader, source: Any) -> tuple[nn.Module, nn.Module]:
+  """The model of a config group, and its twin that accounting counts.
+
+  Args:
+    config: `family`, `variant` and options of the family's Model.
+    source: training data; classes are its, unless the config says another.
+
+  Raises:
+    UserError: unknown family or option, or a size below 1.
+  """
+  family = plugin.module("models", config["family"])
+  kwargs = config.kwargs("family", "variant")
+  if config.get("variant"):
+    kwargs = {**family.variant(config["variant"]), **kwargs}
+  kwargs.setdefault("num_classes", source.classes)
+  for name in ("width", "depth", "mlp_dim", "num_heads"):
+    size = kwargs.get(name, 1)
+    each = size if isinstance(size, tuple | list) else [size]  # per layer
+    if not each or any(type(s) is not int or s < 1 for s in each):
+      raise UserError(f"model.{name}={size!r}: should be 1 or more")
+  known = [f.name for f in dataclasses.fields(family.Model)]
+  for name in kwargs:
+    if name not in known or name in ("parent", "name"):
+      raise UserError(
+        f"unknown config key 'model.{name}'{nearest(name, known)}"
+      )
+  # A run.json has lists where a config has tuples; modules are hashed.
+  kwargs = {k: tuple(v) if type(v) is list else v for k, v in kwargs.items()}
+  model = family.Model(**kwargs)
+  plain = {"attention": "reference", "remat": None}
+  twin = {k: v for k, v in plain.items() if k in known}
+  return model, model.clone(**twin)
+
+
+def for_platform(model: nn.Module, tokens: int, platform: str) -> nn.Module:
+  """With the attention that "auto" means on a platform that isn't here."""
+  here = platform == jax.default_backend()
+  if here or getattr(model, "attention", None) != "auto":
+    return model
+  head_dim = 8  # TPUs take every one
+  backend = attention.choose(
+    queries=tokens, keys=tokens, head_dim=head_dim, dtype=model.dtype,
+    platform=platform,
+  )  # fmt: skip
+  return model.clone(attention=backend)

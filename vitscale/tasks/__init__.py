@@ -7,6 +7,10 @@ A task module has `make(config, source) -> Task`; a Task offers
     predict(model, variables, batch) -> dict of per-example arrays
     players: tuple[Player, ...]
     draws: tuple (optional), what it samples itself (core/draws.py)
+    touched(model, batch, draw) (optional) -> tree of masks or None, the
+      entries of the parameters that a step may move
+    frozen: names (optional) of collections that no step changes
+    teachers: collection -> Parent (optional), whose weights fill it
 
 `aux["metrics"]` are scalars to log, `aux["state"]` (optional) new mutable
 collections. Several players (GANs, teachers) each name their own loss method,

@@ -61,7 +61,8 @@ class Task:
       draw: static values of this step, keywords of the model's call.
 
     Returns:
-      Scalar loss and aux with `metrics`, `state` and `logits` (b, classes).
+      Scalar loss and aux with `metrics`, `state`, `logits` (b, classes) and
+      what else the model gave, `out`.
     """
     image = self.normalise(batch["image"])
     target = jax.nn.one_hot(batch["label"], self.classes)
@@ -69,7 +70,7 @@ class Task:
     if self.label_smoothing:
       target = optax.smooth_labels(target, self.label_smoothing)
     mutable = [name for name in variables if name != "params"]
-    (logits, _), state = model.apply(
+    (logits, out), state = model.apply(
       variables,
       image,
       train=True,
@@ -83,6 +84,7 @@ class Task:
       "metrics": {"loss": loss, "accuracy": hit.mean()},
       "state": state,
       "logits": logits,
+      "out": out,
     }
 
   def probabilities(self, logits: jax.Array) -> jax.Array:

@@ -10,7 +10,7 @@ A step draws granularities and trains each as the plain small model it is
 (elastic/slice.py), so it costs what they cost. Which are drawn is a declared
 draw (elastic/draw.py): one compiled step per value. The optimizer acts on the
 whole model: what a step doesn't touch still feels momentum and decay, as in
-the published runs.
+the published runs, unless `untouched` is "frozen".
 """
 
 import dataclasses
@@ -19,6 +19,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from vitscale import plugin
 from vitscale.core import axes, draws, sharding
@@ -29,6 +30,7 @@ from vitscale.elastic.slice import nest
 from vitscale.tasks import Player
 
 REDUCE = ("sum", "mean")
+UNTOUCHED = ("moves", "frozen")
 DISTIL = {
   "none": "labels only",
   "inplace": "the largest part of a step teaches the others (1903.05134)",
@@ -48,6 +50,8 @@ class Task:
     distil: a key of DISTIL. A taught part has its own loss too, as in Scala;
       US-Net's in-place distillation has the teacher's targets alone.
     distil_weight: of the cross-entropy with the teacher's probabilities.
+    untouched: what the optimizer does to entries outside the parts of a step:
+      it "moves" them on by momentum and decay, or they are "frozen".
   """
 
   task: Any
@@ -56,6 +60,15 @@ class Task:
   reduce: str = "sum"
   distil: str = "none"
   distil_weight: float = 1.0
+  untouched: str = "moves"
+
+  @property
+  def frozen(self) -> tuple[str, ...]:
+    return getattr(self.task, "frozen", ())
+
+  @property
+  def teachers(self) -> dict[str, Any]:
+    return getattr(self.task, "teachers", {})
 
   @property
   def players(self) -> tuple[Player, ...]:
@@ -118,7 +131,7 @@ class Task:
     text: str,
   ) -> tuple[nn.Module, Mapping[str, Any]]:
     """The small model of a spec and its variables, slices of `variables`."""
-    mutable = sorted(set(variables) - {"params"})
+    mutable = sorted(set(variables) - {"params", *self.frozen})
     if mutable:
       raise UserError(
         f"nested training of a family with {mutable[0]!r}: statistics of the"
@@ -128,9 +141,33 @@ class Task:
     if not spec.touched():
       return model, variables
     little, layers = spec_lib.small(model, spec)
-    names = axes.names_of(self._boxed(model, batch))
-    shapes = axes.unbox(self._boxed(little, batch))
-    return little, nest(variables, names, shapes, layers)
+    names = axes.names_of(self._boxed(model, batch))["params"]
+    shapes = axes.unbox(self._boxed(little, batch))["params"]
+    own = nest(variables["params"], names, shapes, layers)
+    return little, {**variables, "params": own}
+
+  def touched(
+    self, model: nn.Module, batch: Mapping[str, Any], draw: Mapping[str, Any]
+  ) -> Any:
+    """Which entries the parts of a step have, or None if it may move all.
+
+    Returns:
+      A tree of bool like the parameters: where the gradient of the slices'
+      sum is not zero.
+    """
+    if self.untouched == "moves":
+      return None
+    whole = axes.unbox(self._boxed(model, batch))["params"]
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape), whole)
+
+    def total(params):
+      parts = [
+        self.part(model, {"params": params}, batch, text)[1]
+        for text in draw.get(NAME, ("full",))
+      ]
+      return sum(x.sum() for x in jax.tree.leaves(parts))
+
+    return jax.tree.map(lambda g: g != 0, jax.grad(total)(zeros))
 
   def _boxed(self, model: nn.Module, batch: Mapping[str, Any]) -> Any:
     one = {
@@ -170,10 +207,11 @@ def make(config: Mapping[str, Any], source: Any) -> Task:
   name = _choice(config, "strategy", STRATEGIES, "sampled")
   reduce = _choice(config, "reduce", REDUCE, "sum")
   distil = _choice(config, "distil", DISTIL, "none")
+  untouched = _choice(config, "untouched", UNTOUCHED, "moves")
   strategy, options = STRATEGIES[name]
   draw = strategy(texts, **{k: config[k] for k in options if k in config})
   if distil == "none":
-    return Task(task, texts, (draw,), reduce)
+    return Task(task, texts, (draw,), reduce, untouched=untouched)
   if not hasattr(task, "probabilities"):
     raise UserError(f"task.distil: {inner['name']!r} has no soft targets")
   if min(map(len, draw.values)) < 2:
@@ -182,7 +220,7 @@ def make(config: Mapping[str, Any], source: Any) -> Task:
       " teacher: use joint or sandwich"
     )
   weight = config.get("distil_weight", 1.0)
-  return Task(task, texts, (draw,), reduce, distil, weight)
+  return Task(task, texts, (draw,), reduce, distil, weight, untouched)
 
 
 def _choice(config, key: str, known, default: str) -> str:
