@@ -1,5 +1,6 @@
 """`vitscale cut`: a standalone workdir that nothing elastic has to read."""
 
+import dataclasses
 import json
 
 import jax
@@ -10,11 +11,16 @@ import vitscale as vs
 from tests import toys
 from tests.runs import complaint, contents, python, state_of
 from tests.tasks.test_nested import config
-from vitscale import cli, doctor
+from vitscale import cli, cli_cut, doctor
 from vitscale.core import axes
+from vitscale.core.errors import UserError
 from vitscale.core.log import read_json, read_rows
-from vitscale.elastic.cut import cut
+from vitscale.elastic import apart, router, score
+from vitscale.elastic import space as space_lib
+from vitscale.elastic.cut import cut, open_run, within
+from vitscale.elastic.cut import nested as nest_of
 from vitscale.elastic.slice import nest
+from vitscale.elastic.space import Space
 from vitscale.interop import safetensors, timm
 from vitscale.train import train
 
@@ -128,12 +134,115 @@ def test_a_budget(nested, tmp_path):
   assert by_size["params"] == by_size["budget"]["used"]
 
 
-def test_exhaustive_is_no_worse_on_what_it_looks_at(nested, tmp_path):
-  found = cut(nested, tmp_path / "e", budget="0.8", how="exhaustive")
-  slope = cut(nested, tmp_path / "s", budget="0.8")
-  assert found["budget"]["share"] <= 0.8
-  nll = lambda result: result["metrics"]["cut"]["val/nll"]
-  assert nll(found) <= nll(slope) + 1e-6
+# ------------------------------------------------------------------ selection
+
+
+@pytest.fixture(scope="module")
+def tested(nested):
+  """The nested run, opened, as if it evaluated the test split alone."""
+  big = open_run(nested, nested=True)
+  evals = {"final": {"split": "test", "batch_size": 24}}
+  run = {**big.run, "config": {**big.run["config"], "evals": evals}}
+  return dataclasses.replace(big, run=run)
+
+
+def test_selection_sees_val_and_says_so(tested, capfd):
+  _, spent = within(tested, "0.8", "exhaustive")
+  assert spent["selected_on"] == {
+    "source": "strokes", "split": "val", "images": 64, "evals": [],
+  }  # fmt: skip
+  assert spent["scored"] > 1 and spent["share"] <= 0.8
+  # A rule looks at nothing.
+  _, ruled = within(tested, "0.8", "least_slope")
+  assert ruled["selected_on"] is None and ruled["scored"] == 0
+  assert capfd.readouterr().err == ""
+  # Asked for the test split: done, and said.
+  _, spent = within(tested, "0.8", "sensitivity", score_on="final")
+  assert spent["selected_on"]["split"] == "test"
+  assert spent["selected_on"]["evals"] == ["final"]
+  said = capfd.readouterr().err
+  assert "warning: selecting on the test split" in said
+
+
+def test_exhaustive_is_the_best_on_what_it_looks_at(tested):
+  price = lambda little: space_lib.cost("macs", little, tested.image)
+  space = Space(tested.bench.model, tested.bench.task.granularities, price)
+  seen = apart.images(tested.run["config"])
+  judge = score.judge(nest_of(tested), space, seen.batches)
+  loss = {}
+  for how in ("exhaustive", "increasing", "sensitivity", "evolutionary"):
+    spec, spent = within(tested, "0.75", how)
+    assert spent["share"] <= 0.75 and spent["scored"] > 1
+    (loss[how],) = judge([space.mix(spec)])
+  assert min(loss.values()) == loss["exhaustive"]
+
+
+def test_a_router_is_trained_and_reported(tested, monkeypatch):
+  monkeypatch.setattr(router, "STEPS", 2)
+  spec, spent = within(tested, "0.8", "router", seed=3)
+  assert spent["steps"] == 2 and spent["scored"] == 0
+  assert spent["share"] <= 0.8 and spent["selected_on"]["images"] == 64
+  assert spec.touched() <= {"ffn"}
+
+
+def by_macs(models, *, image, batch):
+  """A stopwatch of a machine whose time goes with the work."""
+  return [
+    batch * (1 + space_lib.cost("macs", model, image) / 1e4) for model in models
+  ]
+
+
+def test_a_budget_of_measured_time(tested):
+  timed = {"measure": by_macs, "batch": 4}
+  spec, spent = within(tested, "latency:0.8", "least_slope", **timed)
+  assert spent["kind"] == "latency" and spent["share"] <= 0.8
+  assert spent["batch"] == 4 and spent["dtype"] == "float32"
+  assert spent["platform"] == "cpu" and spent["device"]
+  assert spent["measured"] == pytest.approx(spent["used"])  # it adds up here
+  assert spent["whole"] == pytest.approx(spent["limit"] / 0.8)
+  same, _ = within(
+    tested, f"latency:{spent['limit']}ms", "least_slope", **timed
+  )
+  assert same == spec
+  with pytest.raises(UserError, match=r"below the smallest .* largest \d"):
+    within(tested, "latency:1us", "least_slope", **timed)
+
+
+def test_time_is_measured_on_this_device(nested, tmp_path, capfd):
+  code, _, err = run(
+    capfd, nested, "--budget", "latency:60s", "--latency-batch", "1",
+    "--out", tmp_path / "x",
+  )  # fmt: skip
+  assert code == 2  # no toy takes a minute: both ends are told
+  assert "above the largest" in complaint(err) and "ms of latency" in err
+
+
+def test_a_choice_by_scores_on_the_command_line(nested, tmp_path, capfd):
+  out = tmp_path / "x"
+  code, text, err = run(
+    capfd, nested, "--budget", "macs:0.75", "--select", "sensitivity",
+    "--out", out,
+  )  # fmt: skip
+  assert code == 0 and "flatter the chosen model" in err  # it reports val alone
+  assert "sensitivity scored 10 models on 64 images of strokes val" in text
+  assert "cut (selected on these images)" in text
+  model, _ = vs.load(out)
+  assert model.depth == 3
+
+
+def test_text_of_a_measured_choice():
+  spent = {
+    "kind": "latency", "limit": 5.0, "used": 4.5, "share": 0.9, "batch": 8,
+    "device": "cpu", "dtype": "float32", "measured": 4.75, "whole": 5.25,
+    "selected_on": None,
+  }  # fmt: skip
+  said = cli_cut.text(
+    {
+      "spec": "ffn=1/2", "params": 7, "gmacs_per_image": 1.0, "by": "prefix",
+      "budget": spent, "out": "there", "metrics": {"full": {}, "cut": {}},
+    }
+  )  # fmt: skip
+  assert "8 images on cpu, float32: 4.5 by the table, 4.75 measured" in said
 
 
 @pytest.fixture(scope="module")
@@ -196,6 +305,12 @@ def test_export(nested, tmp_path):
     (
       ["--budget", "0.8", "--select", "exhaustive", "--score-on", "vall"],
       "no evals.vall to score on, did you mean 'val'",
+    ),
+    (["--budget", "latency:5"], "a time has a unit, latency:5ms"),
+    (["--budget", "latencies:5ms"], "did you mean 'latency'"),
+    (
+      ["--budget", "latency:.5", "--latency-batch", "0"],
+      "latency batch 0: should be 1 or more",
     ),
     (["--spec", "ffn=1/2", "--by", "importanc"], "did you mean 'importance'"),
     (["--budget", "0.8", "--by", "importance"], "give a spec"),

@@ -49,5 +49,5 @@ def test_published_counts(depth, rising, least):
 def test_what_cannot_be_listed():
   with pytest.raises(UserError, match="did you mean 'increasing'"):
     mixes.shape("increasin", FOUR, 3)
-  with pytest.raises(UserError, match="492871 mixes of shape incr.*_decr"):
+  with pytest.raises(UserError, match=r"492871 mixes of shape incr.*_decr"):
     mixes.shape("increasing_decreasing", FOUR, 24)

@@ -9,6 +9,7 @@ optimizer state is cut too.
 """
 
 import dataclasses
+import functools
 import json
 import sys
 from collections.abc import Callable, Mapping
@@ -21,6 +22,7 @@ import jax.numpy as jnp
 from vitscale import record, workdir
 from vitscale.bench import Bench, build
 from vitscale.core import config as config_lib
+from vitscale.core.ceiling import dtype_of
 from vitscale.core.checkpoint import CheckpointStore
 from vitscale.core.errors import UserError, nearest
 from vitscale.core.log import (
@@ -30,12 +32,20 @@ from vitscale.core.log import (
   write_json,
   write_text,
 )
-from vitscale.elastic import importance, select, slice
+from vitscale.elastic import (
+  apart,
+  importance,
+  latency,
+  score,
+  select,
+  slice,
+)
+from vitscale.elastic import space as space_lib
 from vitscale.elastic import spec as spec_lib
+from vitscale.elastic.space import Space
 from vitscale.elastic.spec import ElasticSpec
 from vitscale.interop import safetensors, timm
 from vitscale.models import vit
-from vitscale.nn.block import per_layer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +73,9 @@ def cut(
   score_on: str | None = None,
   export: str | None = None,
   by: str = "prefix",
+  seed: int = 0,
+  latency_batch: int = latency.BATCH,
+  measure: Callable[..., list[float]] = latency.measure,
 ) -> dict[str, Any]:
   """Cuts a checkpoint of a nested run; one of `spec` and `budget` says where.
 
@@ -70,18 +83,21 @@ def cut(
     path: a workdir, its checkpoints/ or a step folder.
     out: workdir of the cut model, new or empty.
     spec: text of an ElasticSpec.
-    budget: see `select.budget`.
-    how: selector for the budget.
-    score_on: the entry of the config's `evals` that selectors look at;
-      default "val", or the first one.
+    budget: see `space.budget`.
+    how: selector for the budget, a key of `select.SELECTORS`.
+    score_on: the entry of the config's `evals` whose images selectors look
+      at; by default the `val` split of the training data, see apart.py.
     export: "timm" writes timm.safetensors and timm.json (options of timm's
       VisionTransformer) into `out` as well.
     by: what a part is: "prefix", of a nested run, or "importance", the heads
       and hidden units that matter most for the loss, of any run.
+    seed: of selectors that draw at random.
+    latency_batch: images in one pass, for a budget of latency.
+    measure: milliseconds of models, see `latency.measure`.
 
   Returns:
-    `spec`, `by`, `params`, `gmacs_per_image`, `budget` (None, or kind, limit
-    and used), `metrics` (`full` and `cut`: every held-out evaluation of the
+    `spec`, `by`, `params`, `gmacs_per_image`, `budget` (None, or see
+    `within`), `metrics` (`full` and `cut`: every held-out evaluation of the
     config), `out`.
 
   Raises:
@@ -100,6 +116,11 @@ def cut(
   if by == "importance" and spec is None:
     raise UserError("importance has no trained levels to mix: give a spec")
   parsed = spec_lib.parse(spec) if spec is not None else None
+  if budget is not None:
+    select.check(how)
+    space_lib.kind_of(budget)
+    if latency_batch < 1:
+      raise UserError(f"latency batch {latency_batch}: should be 1 or more")
   big = open_run(Path(path), nested=by == "prefix")
   if by == "importance":
     chosen, spent, big = parsed, None, by_importance(big, parsed)
@@ -107,7 +128,10 @@ def cut(
     chosen, spent = parsed, None
     check_trained(big, chosen)
   else:
-    chosen, spent = within(big, budget, how, score_on)
+    chosen, spent = within(
+      big, budget, how, score_on=score_on, seed=seed, batch=latency_batch,
+      measure=measure,
+    )  # fmt: skip
   config, bench = plain(big, chosen)
   state = cut_state(big, chosen, bench)
   files = EXPORTS[export](big, bench, state) if export else {}
@@ -119,7 +143,7 @@ def cut(
     "spec": str(chosen),
     "by": by,
     "params": bench.facts["params"],
-    "gmacs_per_image": select.cost("macs", bench.model, big.image) / 1e9,
+    "gmacs_per_image": space_lib.cost("macs", bench.model, big.image) / 1e9,
     "budget": spent,
     "metrics": metrics,
     "out": str(out),
@@ -177,47 +201,65 @@ def check_trained(big: Nested, spec: ElasticSpec) -> None:
 
 
 def within(
-  big: Nested, text: str, how: str, score_on: str | None
+  big: Nested,
+  text: str,
+  how: str,
+  *,
+  score_on: str | None = None,
+  seed: int = 0,
+  batch: int = latency.BATCH,
+  measure: Callable[..., list[float]] = latency.measure,
 ) -> tuple[ElasticSpec, dict[str, Any]]:
-  """The spec chosen for a budget, and what it spends."""
-  model, image = big.bench.model, big.image
-  asked = select.budget(text, lambda kind: select.cost(kind, model, image))
-  price = lambda little: select.cost(asked.kind, little, image)
-  space = select.Space(model, big.bench.task.granularities, price)
-  score = None if how == "least_slope" else scorer(big, score_on)
-  chosen = select.choose(space, asked, how, score)
-  used = price(spec_lib.small(model, chosen)[0])
-  spent = {
-    "kind": asked.kind, "limit": asked.limit, "used": used,
-    "share": used / price(model), "select": how,
-  }  # fmt: skip
-  return chosen, spent
+  """The spec chosen for a budget, and what it spends.
 
+  Args:
+    big, text, how, score_on, seed: of `cut`.
+    batch, measure: `latency_batch` and `measure` of it.
 
-def scorer(big: Nested, label: str | None) -> Any:
-  """Spec -> minus the held-out loss of its model, with one compilation.
-
-  Raises:
-    UserError: no such evaluation.
+  Returns:
+    The spec, and `kind`, `limit`, `used` and `share` (of the whole model) of
+    the budget, `select`, `scored` (models), `selected_on` (images, or None)
+    and what the selector says. Of a latency, in milliseconds, `used` is the
+    table's, `measured` the chosen model's and `whole` the whole one's, with
+    `batch`, `dtype`, `platform` and `device`.
   """
-  _, bench = plain(big, ElasticSpec())
-  known = list(bench.evals)
-  label = label or ("val" if "val" in known else known[0] if known else "")
-  if label not in known:
-    hint = nearest(label, known)
-    raise UserError(f"no evals.{label or 'NAME'} to score on{hint}")
-  kept = "ema" if big.state["ema"] else "params"
+  model, image = big.bench.model, big.image
+  texts, kind = big.bench.task.granularities, space_lib.kind_of(text)
+  timed = functools.partial(measure, image=image, batch=batch)
+  price = lambda little: space_lib.cost(kind, little, image)
+  space = Space(model, texts, price)
+  if kind == "latency":
+    table = latency.Table(model, space.levels, image, timed)
+    space = Space(model, texts, table.price, table.saved)
+  asked = space_lib.budget(text, lambda _: space.whole())
+  space.check(asked)
+  seen = None if how == "least_slope" else apart.images(
+    big.run["config"], score_on
+  )  # fmt: skip
+  judge = (
+    None if seen is None else score.judge(nested(big), space, seen.batches)
+  )
+  choice = select.choose(space, asked, how, judge, seed)
+  used = space.cost(choice.spec)
+  spent = {
+    "kind": kind, "limit": asked.limit, "used": used,
+    "share": used / space.whole(), "select": how, "scored": choice.scored,
+    "selected_on": seen and seen.facts(), **choice.detail,
+  }  # fmt: skip
+  if kind == "latency":
+    little, _ = spec_lib.small(model, choice.spec)
+    whole, own = timed([model, little])
+    spent |= {
+      "measured": own, "whole": whole, **latency.here(), "batch": batch,
+      "dtype": dtype_of(model),
+    }  # fmt: skip
+  return choice.spec, spent
 
-  def score(spec: ElasticSpec) -> float:
-    little, layers = spec_lib.small(bench.model, spec)
-    if spec.touched() <= {"ffn"}:
-      sizes = per_layer(little.mlp_dim, len(layers), "mlp_dim")
-      params = select.masked(big.state[kept], big.bench.names, sizes)
-      return -bench.evals[label].run({**big.state, kept: params})["nll"]
-    _, own = plain(big, spec)
-    return -own.evals[label].run(cut_state(big, spec, own))["nll"]
 
-  return score
+def nested(big: Nested) -> score.Nest:
+  """A run's model as scorers see it, with averaged weights if it kept them."""
+  kept = big.state["ema"] or big.state["params"]
+  return score.Nest(big.bench.task.task, big.bench.model, kept, big.bench.names)
 
 
 def plain(big: Nested, spec: ElasticSpec) -> tuple[dict[str, Any], Bench]:
