@@ -26,7 +26,9 @@ from vitscale.core import sharding, tree
 from vitscale.core.axes import Axes, AxisError
 from vitscale.core.errors import UserError
 from vitscale.core.mesh import axis_entry, axis_tuple
+from vitscale.nn import patch as patch_lib
 from vitscale.nn.block import LAYER, layer_name
+from vitscale.nn.position import resample
 
 STACKED = "blocks"  # where a scanned stack keeps what a loop has per layer
 
@@ -43,8 +45,8 @@ def nest(
     names: `Axes` of the parameters; a leaf of `big` is named by the parameter
       in which its path ends. Leaves without names (counters) stay as they are.
     small: the same kind of tree of the small model, anything with `.shape`.
-    layers: which layer of the big model each of the small one is; the first
-      ones by default.
+    layers: which layer of the big model each of the small one is, the first
+      ones by default; a `spec.Kept` also says if patches are resized.
 
   Returns:
     The slices in the structure of `small`. Inside `sharding.use(mesh)`, while
@@ -52,14 +54,17 @@ def nest(
 
   Raises:
     AxisError: see `tree.shrink`.
-    UserError: a state that cannot be sliced (factored moments).
+    UserError: a state that cannot be sliced (factored moments) or resized.
   """
+  patches = getattr(layers, "patches", None)
   flat, named = tree.flatten(big), tree.flatten(names)
   if any(isinstance(x, jax.ShapeDtypeStruct) for x in flat.values()):
     return jax.eval_shape(lambda x: nest(x, names, small, layers), big)
   out = {}
   for path, target in tree.flatten(small).items():
     x, axes = _origin(path, flat, named, layers)
+    if patches and axes is not None:
+      x = _resized(path, x, axes, target, patches, moments=path not in named)
     if axes is not None and len(axes.names) == len(x.shape):
       before, after = _placed(path, x, axes, target)
       out[path] = after(tree.shrink_leaf(path, before(x), axes, target))
@@ -116,6 +121,18 @@ def axes_of(path: str, named: Mapping[str, Axes]) -> Axes | None:
   parts = path.split("/")
   ends = ("/".join(parts[start:]) for start in range(len(parts)))
   return next((named[end] for end in ends if end in named), None)
+
+
+def _resized(path, x, axes: Axes, target, patches, moments: bool) -> Any:
+  """A patch kernel or a position table for another patch, others unchanged."""
+  roles = [axes_lib.role(name) for name in axes.names]
+  if "patch" not in roles and "pos" not in roles:
+    return x
+  if moments:
+    raise UserError(f"{path}: moments can't be resized to another patch")
+  if "patch" in roles:
+    return patch_lib.resize_kernel(x, *patches)
+  return resample(x, target.shape[: roles.count("pos")])
 
 
 def _placed(path: str, x: Any, axes: Axes, target: Any) -> tuple[Any, Any]:

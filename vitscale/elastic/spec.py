@@ -7,6 +7,8 @@
     layers=0-4,7                these layers
     out=64                      the first 64 pooled features (Matryoshka)
     tokens=1/2                  half of the pairs of every Pattention layer
+    patch=8                     another patch, 8x4 for rows x columns: not a
+                                slice but the kernel resized (FlexiViT)
     full                        the whole model
 
 A fraction is written 1/2, 0.5 or 50%; 1 is the whole, and an integer from 2
@@ -21,7 +23,7 @@ import dataclasses
 import itertools
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -30,6 +32,7 @@ import numpy as np
 
 from vitscale.core.errors import UserError, nearest
 from vitscale.nn.block import per_layer
+from vitscale.nn.patch import pair
 
 Part = Fraction | int  # of a whole, or a size
 WHOLE = Fraction(1)
@@ -43,6 +46,7 @@ OPTIONS: dict[str, str] = {
   "layers": "depth",
   "out": "out_dim",
   "tokens": "tokens",
+  "patch": "patch_size",
 }
 
 
@@ -61,6 +65,7 @@ class ElasticSpec:
       channel mixer alike: what growing appends, a prefix leaves out. The
       number under theta's root is the part's own, or the model's
       `scale_tokens`.
+    patch: (rows, columns) of a patch in pixels.
   """
 
   ffn: tuple[Part, ...] = (WHOLE,)
@@ -70,6 +75,7 @@ class ElasticSpec:
   layers: Fraction | tuple[int, ...] = WHOLE
   out: Part = WHOLE
   tokens: Part = WHOLE
+  patch: tuple[int, int] | None = None
 
   def touched(self) -> set[str]:
     """Keys that are not the whole."""
@@ -117,6 +123,8 @@ _LAYERS = re.compile(r"(\d+)(?:-(\d+))?")
 
 def _read(key: str, text: str) -> Any:
   parts: list[Part] = []
+  if key == "patch":
+    return _read_patch(text)
   if key == "layers" and not re.fullmatch(r"1|\d+/\d+|\d*\.\d+|\d+%", text):
     return _read_layers(text)
   for item in text.split(","):
@@ -148,6 +156,15 @@ def _part(key: str, text: str) -> Part:
   return part
 
 
+def _read_patch(text: str) -> tuple[int, int]:
+  match = re.fullmatch(r"([1-9]\d*)(?:x([1-9]\d*))?", text)
+  if not match:
+    raise UserError(
+      f"spec patch={text}: write the pixels of a side, patch=8, or 8x4"
+    )
+  return int(match[1]), int(match[2] or match[1])
+
+
 def _read_layers(text: str) -> tuple[int, ...]:
   numbers: list[int] = []
   for item in text.split(","):
@@ -166,6 +183,8 @@ def _read_layers(text: str) -> tuple[int, ...]:
 def _write(key: str, value: Any) -> str:
   if not isinstance(value, tuple):
     return str(value)
+  if key == "patch":
+    return str(value[0]) if value[0] == value[1] else "x".join(map(str, value))
   if key == "layers":  # a run rises in step with its place: 0-4,7-7
     runs = itertools.groupby(enumerate(value), lambda pair: pair[1] - pair[0])
     ends = [[layer for _, layer in run] for _, run in runs]
@@ -177,9 +196,25 @@ def _write(key: str, value: Any) -> str:
 # ----------------------------------------------------------------- resolving
 
 
+class Kept(tuple[int, ...]):
+  """Numbers of the big model's layers that a part keeps.
+
+  Attributes:
+    patches: (patch of the big model, of the part) where they differ: what
+      `slice.nest` has to resize.
+  """
+
+  patches: tuple[Any, Any] | None
+
+  def __new__(cls, layers: Sequence[int], patches: Any = None) -> "Kept":
+    made = super().__new__(cls, layers)
+    made.patches = patches
+    return made
+
+
 def resolve(
   spec: ElasticSpec, kwargs: Mapping[str, Any]
-) -> tuple[dict[str, Any], tuple[int, ...]]:
+) -> tuple[dict[str, Any], Kept]:
   """A spec as options of the plain family.
 
   Args:
@@ -220,12 +255,15 @@ def resolve(
   changes |= _head_dim(kwargs, new)
   if any(isinstance(v, tuple) for v in new.values()) and kwargs.get("scan"):
     changes["scan"] = False
-  return changes, layers
+  patches = None
+  if spec.patch and spec.patch != pair(kwargs["patch_size"]):
+    patches = pair(kwargs["patch_size"]), spec.patch
+    unit = kwargs.get("position_patch") or kwargs["patch_size"]
+    changes |= {"patch_size": spec.patch, "position_patch": unit}
+  return changes, Kept(layers, patches)
 
 
-def small(
-  model: nn.Module, spec: ElasticSpec
-) -> tuple[nn.Module, tuple[int, ...]]:
+def small(model: nn.Module, spec: ElasticSpec) -> tuple[nn.Module, Kept]:
   """The plain small model of a spec, and the layers of `model` it keeps."""
   changes, layers = resolve(spec, options_of(model))
   return model.clone(**changes), layers

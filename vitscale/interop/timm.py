@@ -193,8 +193,10 @@ def export(
   flat = tree.flatten(params)
   own = {k: v for k, v in flat.items() if k.startswith("positions/")}
   blank = jnp.zeros((1, *patch_lib.grid_of((h, w), patch), model.width))
+  unit = patch_lib.pair(model.position_patch or patch)
+  scale = patch[0] / unit[0], patch[1] / unit[1]
   table = Position(model.position).apply(
-    {"params": tree.unflatten(own).get("positions", {})}, blank
+    {"params": tree.unflatten(own).get("positions", {})}, blank, scale
   )
   rest = {k: v for k, v in flat.items() if k not in own}
   cls = model.pool == "cls"

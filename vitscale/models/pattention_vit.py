@@ -245,6 +245,8 @@ class Model(nn.Module):
       numbers of pairs. A grown model keeps those it was born with.
     theta: a key of THETAS.
     patch_size: canonical patch, a number or (rows, columns).
+    position_patch: patch in which sincos2d and rope2d count rows and columns,
+      the canonical one by default; a model cut at another patch keeps it.
     pool: "mean" over patches | "cls".
     position: see `vitscale.nn.position`.
     norm_eps: of every norm.
@@ -264,6 +266,7 @@ class Model(nn.Module):
   ffn_scale_tokens: int | None = None
   theta: str = "l2_gelu"
   patch_size: Size = 16
+  position_patch: Size | None = None
   pool: str = "mean"
   position: str = "learned"
   norm_eps: float = 1e-6
@@ -293,7 +296,8 @@ class Model(nn.Module):
       )
     canonical = patch_lib.pair(self.patch_size)
     patch = patch_lib.pair(patch_size or canonical)
-    scale = patch[0] / canonical[0], patch[1] / canonical[1]
+    unit = patch_lib.pair(self.position_patch or canonical)
+    scale = patch[0] / unit[0], patch[1] / unit[1]
     out: dict[str, Any] = {}
 
     # Patches, with positions; a class token in front.

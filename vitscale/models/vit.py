@@ -146,6 +146,8 @@ class Model(nn.Module):
     out_dim: how many of the pooled features are returned and give the logits,
       the first ones (Matryoshka, 2205.13147); None for all.
     patch_size: canonical patch, a number or (rows, columns).
+    position_patch: patch in which sincos2d and rope2d count rows and columns,
+      the canonical one by default; a model cut at another patch keeps it.
     pool: "mean" over patches | "cls" | "map" (attention).
     registers: extra learned tokens that are not pooled.
     position: "learned" | "sincos2d" | "factorized" | "rope2d" | "none".
@@ -169,6 +171,7 @@ class Model(nn.Module):
   head_dim: int | None = None
   out_dim: int | None = None
   patch_size: Size = 16
+  position_patch: Size | None = None
   pool: str = "mean"
   registers: int = 0
   position: str = "learned"
@@ -216,7 +219,8 @@ class Model(nn.Module):
     head_dim = head_dim_of(self.width, self.num_heads, self.head_dim)
     canonical = patch_lib.pair(self.patch_size)
     patch = patch_lib.pair(patch_size or canonical)
-    scale = patch[0] / canonical[0], patch[1] / canonical[1]
+    unit = patch_lib.pair(self.position_patch or canonical)
+    scale = patch[0] / unit[0], patch[1] / unit[1]
     out: dict[str, Any] = {}
 
     # Patches, with positions.
