@@ -19,7 +19,8 @@ PARTS = {
   "S": Fraction(1, 8), "M": Fraction(1, 4), "L": Fraction(1, 2),
   "XL": Fraction(1),
 }  # fmt: skip
-NESTED = ("sampled", "sampled-x", "joint", "heavy")
+NESTED = ("sampled", "sampled-x", "joint", "heavy", "joint-kd")
+TAUGHT = ("S-kd", "M-kd", "L-kd")  # separate, the XL of the seed teaches
 Results = Mapping[str, Mapping[str, Any]]
 Losses = Mapping[str, Mapping[str, Mapping[int, float]]]  # arm, size, seed
 
@@ -51,7 +52,10 @@ def finished(done: Results) -> dict[tuple[str, int], Mapping[str, Any]]:
 def losses(
   runs: Mapping[tuple[str, int], Any], outputs: Mapping[tuple, Any]
 ) -> Losses:
-  """Test loss by arm, size and seed; `separate` and `truncated` are arms."""
+  """Test loss by arm, size and seed.
+
+  `separate`, `separate-kd` and `truncated` are arms.
+  """
   out: dict[str, dict[str, dict[int, float]]] = {}
   put = lambda arm, size, seed, value: (
     out.setdefault(arm, {}).setdefault(size, {}).setdefault(seed, value)
@@ -60,6 +64,10 @@ def losses(
     metrics = run["metrics"]
     if arm in SIZES:
       put("separate", arm, seed, metrics["eval/test/nll"])
+      continue
+    if arm in TAUGHT:
+      size = arm.removesuffix("-kd")
+      put("separate-kd", size, seed, metrics["eval/test/nll"])
       continue
     for size, spec in SIZES.items():
       label = "" if spec == "full" else f"{spec}/"
@@ -222,7 +230,27 @@ def verdicts(found: Losses, agree: Mapping[str, list[float]]) -> list[Verdict]:
         "S:": (gap("heavy", "sampled", "S"), 0.0),
       },
     ),
+    *taught(found),
   ]
+
+
+def taught(found: Losses) -> list[Verdict]:
+  """Nested and separate models with one teacher, where they have run."""
+  if "joint-kd" not in found or "separate-kd" not in found:
+    return []
+  gap = lambda a, b: difference(found[a]["S"], found[b]["S"])
+  return [
+    judged(
+      "a frozen teacher lowers the loss of S, nested or separate",
+      "S without minus S with the teacher above 0, for both",
+      {
+        "nested (joint):": (gap("joint", "joint-kd"), 0.0),
+        "separate:": (gap("separate", "separate-kd"), 0.0),
+      },
+      said("taught alike, separate minus nested S:",
+           gap("separate-kd", "joint-kd")),
+    )
+  ]  # fmt: skip
 
 
 def agreement(outputs: Mapping[tuple, Any]) -> dict[str, list[float]]:
@@ -266,7 +294,7 @@ def ledger(runs: Mapping[tuple[str, int], Any]) -> Table:
       "of four separate": round(cost[arm] / together, 2),
       "updates": steps[arm],
     }
-    for arm in (*SIZES, *NESTED)
+    for arm in (*SIZES, *NESTED, *TAUGHT)
     if arm in cost
   ]
   return Table("Training FLOPs and updates", rows)
@@ -278,9 +306,9 @@ def analyse(done: Results) -> dict[str, Any]:
   seen = outputs(runs)
   found, agree = losses(runs, seen), agreement(seen)
   rows = []
-  for arm in ("separate", *NESTED, "truncated"):
+  for arm in ("separate", *NESTED, "separate-kd", "truncated"):
     row: dict[str, Any] = {"arm": arm}
-    for size in SIZES:
+    for size in found.get(arm, ()):
       values = list(found[arm][size].values())
       row[size] = round(float(np.mean(values)), 4)
       spread = np.std(values, ddof=1) if len(values) > 1 else math.nan

@@ -6,6 +6,7 @@ analysis.py and uses nothing but the runs.
 """
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,19 +30,21 @@ class Scale:
 
   Attributes:
     duration: X, as keys of a config.
-    seeds: of every arm.
+    seeds: of every arm but the taught ones.
+    taught: seeds of those with a teacher.
     rates: tried by pilots.
   """
 
   duration: Mapping[str, float]
   seeds: tuple[int, ...]
+  taught: tuple[int, ...]
   rates: tuple[float, ...] = RATES
 
 
 SCALES = {
-  "smoke": Scale({"total_steps": 20}, (0,), (2e-3,)),
-  "quick": Scale({"total_epochs": 2.0}, (0, 1, 2)),
-  "cpu": Scale({"total_epochs": 8.0}, (0, 1, 2, 3, 4)),
+  "smoke": Scale({"total_steps": 20}, (0,), (0,), (2e-3,)),
+  "quick": Scale({"total_epochs": 2.0}, (0, 1, 2), (0,)),
+  "cpu": Scale({"total_epochs": 8.0}, (0, 1, 2, 3, 4), (0, 1, 2)),
 }
 
 # Nested arms: options of the task, and times X.
@@ -62,9 +65,12 @@ def config(
   mlp_dim: int = 256,
   nested: Mapping[str, Any] | None = None,
   times: int = 1,
+  teacher: str | None = None,
 ) -> ConfigDict:
   """One run, scored on `split` at its end."""
   task: dict[str, Any] = {"name": "classify"}
+  if teacher:
+    task = {"name": "distil", "of": task, "teacher": teacher}
   if nested:
     granularities = tuple(SIZES.values())
     task = {
@@ -99,7 +105,7 @@ def config(
 
 
 def runs(scale: str, done: Mapping[str, Any]) -> list[Run]:
-  """Pilots of the separate XL, then every arm at the rate they chose."""
+  """Pilots of the separate XL, every arm at their rate, those it teaches."""
   which = SCALES[scale]
   pilots = [
     Run(
@@ -125,6 +131,22 @@ def runs(scale: str, done: Mapping[str, Any]) -> list[Run]:
       made = config(which, nested=options, times=times, **same)
       facts = {"arm": arm, "seed": seed}
       named.append(Run(f"{arm}-s{seed}", made, facts, cost=times * 0.66))
+  for seed in which.taught:
+    teacher = done.get(f"XL-s{seed}")
+    if not teacher or teacher["status"] != "finished":
+      continue
+    same = {
+      "lr": lr, "seed": seed, "split": "test",
+      "teacher": os.path.relpath(teacher["workdir"]),
+    }  # fmt: skip
+    for size, part in analysis.PARTS.items():
+      if size != "XL":
+        made = config(which, mlp_dim=int(part * whole), **same)
+        facts = {"arm": f"{size}-kd", "seed": seed}
+        named.append(Run(f"{size}-kd-s{seed}", made, facts))
+    made = config(which, nested={"strategy": "joint"}, **same)
+    facts = {"arm": "joint-kd", "seed": seed}
+    named.append(Run(f"joint-kd-s{seed}", made, facts, cost=1.0))
   return named
 
 

@@ -27,6 +27,17 @@ def pilots(study, scale, **losses):
   return done
 
 
+def with_teachers(study, scale, **losses):
+  """Results after which every run is named: pilots, and the separate XL."""
+  done = pilots(study, scale, **losses)
+  for seed in study.SCALES[scale].taught:
+    done[f"XL-s{seed}"] = {
+      "status": "finished", "workdir": f"out/runs/XL-s{seed}",
+      "law_variables": {"arm": "XL", "seed": seed}, "metrics": {},
+    }  # fmt: skip
+  return done
+
+
 def test_pilots_come_first_and_choose_the_rate(study):
   first = study.runs("quick", {})
   assert [run.name for run in first] == [f"pilot-{lr:g}" for lr in study.RATES]
@@ -38,7 +49,7 @@ def test_pilots_come_first_and_choose_the_rate(study):
   assert all(list(run.config.evals) == ["test"] for run in rest)
   for scale in study.SCALES:
     text = (FOLDER / "README.md").read_text()
-    count = len(study.runs(scale, pilots(study, scale)))
+    count = len(study.runs(scale, with_teachers(study, scale)))
     assert f"| `{scale}` |" in text and f"| {count} |" in text, (scale, count)
 
 
@@ -50,6 +61,16 @@ def test_arms_differ_in_what_they_say(study):
   assert runs["joint-s0"].total_epochs == runs["XL-s0"].total_epochs
   assert runs["heavy-s0"].task.weights == (0.17, 0.2, 0.22, 0.41)
   assert runs["S-s1"].seed == runs["joint-s1"].seed == 1  # paired
+  assert not any("-kd" in name for name in runs)  # the teacher has to be there
+  done = with_teachers(study, "cpu")
+  runs = {run.name: run.config for run in study.runs("cpu", done)}
+  for name in ("S-kd-s2", "L-kd-s2"):
+    assert runs[name].task.teacher == "out/runs/XL-s2"
+    plain = runs[name.replace("-kd", "")]
+    assert runs[name].model == plain.model and runs[name].seed == plain.seed
+  assert runs["joint-kd-s1"].task.of.teacher == "out/runs/XL-s1"
+  assert runs["joint-kd-s1"].task.strategy == "joint"
+  assert "S-kd-s3" not in runs and "S-s3" in runs
 
 
 def losses(study, **arms):
@@ -62,7 +83,7 @@ def losses(study, **arms):
       for size, mean in {**plain, **arms.get(arm, {})}.items()
     }
     for arm in ("separate", "sampled", "sampled-x", "joint", "heavy",
-                "truncated")
+                "truncated", "joint-kd", "separate-kd")
   }  # fmt: skip
 
 
@@ -79,13 +100,15 @@ def test_claims_can_be_won_and_lost(study):
   won = answers(
     study, truncated={"S": 1.0}, separate={"S": 0.8},
     joint=dict.fromkeys(study.SIZES, 0.7), heavy={"S": 0.7, "XL": 0.5},
+    **{"joint-kd": {"S": 0.6}, "separate-kd": {"S": 0.7}},
   )  # fmt: skip
-  assert won == ["supported"] * 5
+  assert won == ["supported"] * 6
   lost = answers(
     study, more=0.0, truncated={"S": 0.6}, separate={"S": 0.4},
     joint=dict.fromkeys(study.SIZES, 0.5), heavy={"S": 0.5, "XL": 0.7},
+    **{"joint-kd": {"S": 0.6}, "separate-kd": {"S": 0.5}},
   )  # fmt: skip
-  assert lost == ["not supported"] * 5
+  assert lost == ["not supported"] * 6
 
 
 def test_one_seed_supports_nothing(study):
