@@ -10,13 +10,14 @@ from tests import toys
 from tests.contract.families import gap
 from tests.runs import assert_same_run
 from vitscale.bench import build
-from vitscale.core import axes
+from vitscale.core import accounting, axes
 from vitscale.core.config import Reader
 from vitscale.core.errors import UserError
 from vitscale.core.log import read_rows
 from vitscale.elastic import cascade, exits, space
 from vitscale.elastic import spec as spec_lib
-from vitscale.models import vit
+from vitscale.elastic.cut import cut
+from vitscale.models import pattention_vit, vit
 from vitscale.tasks import nested, thinking
 from vitscale.train import train
 
@@ -68,6 +69,16 @@ def variables(omega=0.5):
 
 
 @functools.cache
+def logits(omega):
+  """Of every round, compiled once."""
+  said = _predictions(variables(omega))
+  return [np.asarray(one["logits"]) for one in said]
+
+
+_predictions = jax.jit(lambda v: task().predictions(MODEL, v, BATCH))
+
+
+@functools.cache
 def gradients(omega, weights=(0.5, 0.5)):
   key = jax.random.key(0)
   made = task(weights=weights)
@@ -95,30 +106,37 @@ def test_it_starts_as_the_paper_has_it():
 def test_without_recycling_the_rounds_are_the_nested_parts():
   made = task()
   parts = nested.Task(made.task, ROUNDS, ())
-  rounds = made.predictions(MODEL, variables(0.0), BATCH)
-  for text, said in zip(ROUNDS, rounds):
-    little, own = parts.part(MODEL, variables(), BATCH, text)
-    want, _ = little.apply(own, made.normalise(BATCH["image"]))
-    assert gap(said["logits"], want) < 1e-6
+
+  @jax.jit
+  def alone(v):
+    each = [parts.part(MODEL, v, BATCH, text) for text in ROUNDS]
+    image = made.normalise(BATCH["image"])
+    return [little.apply(own, image)[0] for little, own in each]
+
+  for said, want in zip(logits(0.0), alone(variables())):
+    assert gap(said, want) < 1e-6
 
 
 def test_a_round_is_the_formula():
   """E' = omega Proj(z) + E by hand: position tables take what is added."""
-  made, own = task(), variables()
+  made = task()
   parts = nested.Task(made.task, ROUNDS, ())
-  image = made.normalise(BATCH["image"])
-  little, small = parts.part(MODEL, own, BATCH, HALF)
-  _, out = little.apply(small, image)
-  recycle = own["params"]["recycle"]["round_2"]
-  projection = recycle["projection"]
-  added = out["tokens"] @ projection["kernel"] + projection["bias"]
-  table = own["params"]["positions"]["table"]
-  moved = table + 0.5 * np.asarray(added[0]).reshape(table.shape)
-  params = {**own["params"], "positions": {"table": moved}}
-  want, _ = MODEL.apply({"params": params}, image[:1])
-  said = made.predict(MODEL, own, BATCH)["logits"]
-  assert gap(said[:1], want) < 1e-5
-  assert gap(said, made.predict(MODEL, variables(0.0), BATCH)["logits"]) > 1e-2
+
+  @jax.jit
+  def by_hand(own):
+    image = made.normalise(BATCH["image"][:1])
+    little, small = parts.part(MODEL, own, BATCH, HALF)
+    z = little.apply(small, image)[1]["tokens"]
+    projection = own["params"]["recycle"]["round_2"]["projection"]
+    added = z @ projection["kernel"] + projection["bias"]
+    table = own["params"]["positions"]["table"]
+    moved = table + 0.5 * added[0].reshape(table.shape)
+    params = {**own["params"], "positions": {"table": moved}}
+    return MODEL.apply({"params": params}, image)[0]
+
+  said = logits(0.5)[1]
+  assert gap(said[:1], by_hand(variables())) < 1e-5
+  assert gap(said, logits(0.0)[1]) > 1e-2
 
 
 def test_gradients_reach_the_projection_once_omega_has_moved():
@@ -159,19 +177,52 @@ def test_rounds_cost_what_they_run():
   assert found.tried().tolist() == [small, small + projection + large]
 
 
+def test_a_step_costs_both_rounds_and_the_projection():
+  """Forward and two gradients, three products of the projection's size."""
+  made, batch = task(), {k: v[:2] for k, v in BATCH.items()}
+  abstract = axes.unbox(boxed())
+  key = jax.eval_shape(lambda: jax.random.key(0))
+
+  def flops(loss):
+    return accounting.train_flops(loss, abstract, batch, key).matmul
+
+  def alone(v, batch, key):
+    rngs = {"dropout": key, "mix": key}
+    draw = {"nest": ROUNDS}
+    parts = nested.Task(made.task, ROUNDS, ())
+    return parts.loss(MODEL, v, batch, rngs, draw)
+
+  def both(v, batch, key):
+    return made.loss(MODEL, v, batch, {"dropout": key, "mix": key}, {})
+
+  assert flops(both) - flops(alone) == 3 * 2 * 2 * (4 * 8 * 16)
+
+
+def test_another_family_recycles_too():
+  model = pattention_vit.Model(
+    num_classes=4, width=16, depth=1, num_heads=2, tokens=8, ffn_tokens=8,
+    patch_size=4, pool="cls",
+  )  # fmt: skip
+  made = task(rounds=("heads=1/2 embed=1/2", "full", "full"))
+  init = lambda: made.init(model, jax.random.key(0), BATCH)
+  shapes = axes.unbox(jax.eval_shape(init))
+  own = shapes["params"]["recycle"]
+  kernels = [own[f"round_{i}"]["projection"]["kernel"].shape for i in (2, 3)]
+  assert kernels == [(8, 16), (16, 16)]
+  said = jax.eval_shape(lambda v: made.predictions(model, v, BATCH), shapes)
+  assert [one["logits"].shape for one in said] == [(6, 4)] * 3
+
+
 def test_stages_are_the_rounds():
-  made = task()
-  logits, _ = exits.everything(
-    made.stages(MODEL), variables(), BATCH["image"], size=6
-  )
-  for k, said in enumerate(made.predictions(MODEL, variables(), BATCH)):
-    assert gap(logits[:, k], said["logits"]) < 1e-6
-  ran = cascade.run(
-    made.stages(MODEL), variables(), BATCH["image"], 0.8, size=6
-  )
-  np.testing.assert_array_equal(
-    ran.exits, cascade.by_threshold(cascade.entropy(logits), 0.8)
-  )
+  stages = task().stages(MODEL)
+  found, _ = exits.everything(stages, variables(), BATCH["image"], size=6)
+  for k, want in enumerate(logits(0.5)):
+    assert gap(found[:, k], want) < 1e-6
+  doubt = cascade.entropy(found)
+  limit = float(np.median(doubt[:, 0]))
+  ran = cascade.run(stages, variables(), BATCH["image"], limit, size=6)
+  np.testing.assert_array_equal(ran.exits, cascade.by_threshold(doubt, limit))
+  assert set(ran.exits) == {0, 1}
 
 
 # ---------------------------------------------------------------------- a run
@@ -183,6 +234,9 @@ def test_a_run_logs_every_round_and_resumes(tmp_path):
   assert row["eval/val/round_1/nll"] != row["eval/val/nll"]
   assert row["eval/val/round_1/examples"] == row["eval/val/examples"]
   assert row["train/loss_round_1"] != row["train/loss_round_2"]
+  # The last round without what it recycles is no model of this run.
+  with pytest.raises(UserError, match="was not trained nested"):
+    cut(tmp_path / "a", tmp_path / "cut", spec=HALF)
 
   def stop(progress):
     if progress["step"] >= 2:
