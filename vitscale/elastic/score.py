@@ -92,7 +92,7 @@ def judge(nest: Nest, space: Space, batches: Batches) -> Judge:
     )  # fmt: skip
   except NotShared as reason:
     print(f"note: mixes are scored one by one: {reason}", file=sys.stderr)
-    return Judge(_masked_losses(nest, space, batches), soft)
+    return Judge(masked_losses(nest, space, batches), soft)
   return Judge(lambda mixes: shared_losses(trunk, mixes, batches), soft)
 
 
@@ -147,9 +147,10 @@ def saving(mixes: Sequence[Mix]) -> dict[str, int]:
 # ------------------------------------------------------------------ one by one
 
 
-def _masked_losses(
+def masked_losses(
   nest: Nest, space: Space, batches: Batches
 ) -> Callable[[Sequence[Mix]], list[float]]:
+  """Mean loss of mixes, each by itself as the whole model, masked."""
   run = jax.jit(lambda params, batch: sums(
     nest.task, nest.model, {"params": params}, batch
   ))  # fmt: skip
