@@ -69,13 +69,14 @@ def best_rate(done: Results) -> float | None:
 
 
 def finished(done: Results) -> Runs:
-  """(arm, seed) -> run."""
-  return {
+  """(arm, seed) -> run, arm by arm, so that each is built once."""
+  found = {
     (run["law_variables"]["arm"], run["law_variables"]["seed"]): run
     for run in done.values()
     if run["status"] == "finished"
     and run["law_variables"]["arm"] != "pilot"
   }  # fmt: skip
+  return dict(sorted(found.items()))
 
 
 def read(runs: Runs) -> tuple[Scores, Found, dict[str, int]]:
@@ -119,9 +120,17 @@ def logged(metrics: Mapping[str, float], label: str) -> dict[str, float]:
 
 
 def opened(workdir: str) -> Any:
+  """A run restored, in the bench of its arm."""
+  from vitscale.core.checkpoint import CheckpointStore
+  from vitscale.core.log import read_json
   from vitscale.elastic import cut
+  from vitscale.train import reuse
 
-  return cut.open_run(Path(workdir), nested=False)
+  folder = Path(workdir)
+  run = read_json(folder / "run.json")
+  bench = reuse(run["config"])
+  state, _ = CheckpointStore(folder / "checkpoints").restore(bench.abstract)
+  return cut.Nested(folder, run, bench, state)
 
 
 def scored(big: Any, spec: str) -> dict[str, float]:
@@ -146,7 +155,7 @@ def encoded(big: Any, spec: str) -> tuple[Any, Any]:
 def gallery_data() -> Any:
   from vitscale.data import sources
 
-  return sources.make("fashion_mnist", split="train", size=28)
+  return sources.make("fashion_mnist", split="train", size=28, limit=5000)
 
 
 def cost(big: Any, spec: str) -> int:
@@ -347,8 +356,9 @@ def costs(runs: Runs) -> Table:
   from vitscale.elastic import ledger
 
   first: dict[str, Any] = {}
-  for (arm, _), run in runs.items():
-    first.setdefault(arm, ledger.cost({"workdir": run["workdir"]}))
+  for arm in (*SIZES, *TRAINED):
+    run = next(run for (name, _), run in runs.items() if name == arm)
+    first[arm] = ledger.cost({"workdir": run["workdir"]})
   rows = ledger.compare(first, tuple(SIZES), "XL")
   short = lambda v: round(v, 2) if isinstance(v, float) else v
   return Table(
