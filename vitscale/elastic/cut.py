@@ -118,7 +118,7 @@ def cut(
   parsed = spec_lib.parse(spec) if spec is not None else None
   if budget is not None:
     select.check(how)
-    space_lib.kind_of(budget)
+    space_lib.budget(budget, lambda _: 1.0)  # can it be read at all?
     if latency_batch < 1:
       raise UserError(f"latency batch {latency_batch}: should be 1 or more")
   big = open_run(Path(path), nested=by == "prefix")

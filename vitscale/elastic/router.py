@@ -92,13 +92,12 @@ def train(
     updates, state = optimizer.update(grads, state, params)
     return optax.apply_updates(params, updates), state, (value, miss)
 
-  state, batches, history = optimizer.init(params), soft.batches(), []
-  for i in range(steps):
+  state, history = optimizer.init(params), []
+  for i, batch in zip(range(steps), soft.batches()):
     temperature = HOT * (COLD / HOT) ** (i / max(steps - 1, 1))
     params, state, seen = step(
-      params, state, jax.random.fold_in(key, i), temperature,
-      batches[i % len(batches)],
-    )  # fmt: skip
+      params, state, jax.random.fold_in(key, i), temperature, batch
+    )
     history.append(seen)
   return Router(space, params, steps, np.asarray(jax.device_get(history)))
 

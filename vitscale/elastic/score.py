@@ -249,9 +249,10 @@ class Soft:
   def __init__(self, nest: Nest, space: Space, batches: Batches):
     self._nest, self._space, self._batches = nest, space, batches
 
-  def batches(self) -> list[dict[str, Any]]:
-    """One pass over the images, with their weights."""
-    return [jax.device_put(dict(batch)) for batch in self._batches()]
+  def batches(self) -> Iterator[dict[str, Any]]:
+    """The images with their weights, pass after pass, without end."""
+    while True:
+      yield from map(dict, self._batches())
 
   def loss(self, weights: jax.Array, batch: Mapping[str, Any]) -> jax.Array:
     """Mean loss of a batch with (L, g) weights that sum to 1; traceable."""
