@@ -1,13 +1,14 @@
 """A vision transformer made of Pattention that grows by tokens (TokenFormer).
 
   vitscale train pattention --workdir out/small
-  vitscale train pattention:tokens=96 --workdir out/large \\
+  vitscale train pattention:tokens=48 --workdir out/large \\
     init.from=out/small init.how=append
   vitscale train pattention:runlocal --workdir /tmp/try     # seconds
 
 The large run starts as the function that the small one has learned: new keys
-are zero and the number under theta's root (`born`) stays what it was. `init.optimizer=carry` takes its
-moments along. Without `init` a size is trained from scratch.
+are zero and the number under theta's root (`born`) stays what it was.
+`init.optimizer=carry` takes Adam's moments along. Without `init` the same command
+trains that size from scratch.
 
 Hardware: any CPU. Time: TIME
 Score: SCORE
@@ -21,7 +22,7 @@ from vitscale.core import config as config_lib
 def get_config(arg=None):
   """Arguments: tokens, born, patch, width, depth, epochs, path."""
   arg = config_lib.parse_arg(
-    arg, tokens=48, born=48, patch=7, width=64, depth=4, epochs=10, path="",
+    arg, tokens=24, born=24, patch=7, width=64, depth=4, epochs=3, path="",
     runlocal=False,
   )  # fmt: skip
   config = ConfigDict()
@@ -45,7 +46,7 @@ def get_config(arg=None):
   config.task = {"name": "classify"}
   config.optim = {
     "name": "adamw",
-    "lr": 2e-3,
+    "lr": 4e-3,
     "weight_decay": 0.05,
     "schedule": {"kind": "cosine", "warmup_percent": 10.0},
   }

@@ -33,15 +33,17 @@ class Scale:
     steps: X, of one stage.
     seeds: of every arm.
     rates: tried by pilots.
+    depth: layers of every model.
   """
 
   steps: int
   seeds: tuple[int, ...]
   rates: tuple[float, ...] = RATES
+  depth: int = 4
 
 
 SCALES = {
-  "smoke": Scale(6, (0,), (2e-3,)),
+  "smoke": Scale(6, (0,), (2e-3,), depth=1),
   "quick": Scale(156, (0, 1, 2)),
   "cpu": Scale(624, (0, 1, 2)),
 }
@@ -69,8 +71,8 @@ def pairs(tokens: int, frozen: bool = True) -> dict[str, Any]:
   """Options of a Pattention model; not frozen, the root is of its own count."""
   scale = BORN if frozen else None
   return {
-    "family": "pattention_vit", "width": 64, "depth": 4, "num_heads": 2,
-    "patch_size": 7, "tokens": tokens, "ffn_tokens": 4 * tokens,
+    "family": "pattention_vit", "width": 64, "num_heads": 2, "patch_size": 7,
+    "tokens": tokens, "ffn_tokens": 4 * tokens,
     "scale_tokens": scale, "ffn_scale_tokens": scale and 4 * scale,
   }  # fmt: skip
 
@@ -78,8 +80,8 @@ def pairs(tokens: int, frozen: bool = True) -> dict[str, Any]:
 def plain(width: int = 64, num_heads: int = 2, mlp_dim: int = 256):
   """Options of a ViT with heads of 32."""
   return {
-    "family": "vit", "width": width, "depth": 4, "num_heads": num_heads,
-    "mlp_dim": mlp_dim, "head_dim": 32, "patch_size": 7,
+    "family": "vit", "width": width, "num_heads": num_heads, "head_dim": 32,
+    "mlp_dim": mlp_dim, "patch_size": 7,
   }  # fmt: skip
 
 
@@ -103,9 +105,9 @@ STAGES = {
 }
 
 
-def macs(model: Mapping[str, Any]) -> int:
+def macs(model: Mapping[str, Any], scale: Scale) -> int:
   """Multiply-accumulates of one forward pass of an image."""
-  options = {"num_classes": 10, **model}
+  options = {"num_classes": 10, **model, "depth": scale.depth}
   family = plugin.module("models", options.pop("family"))
   return family.flops_per_image(options, IMAGE)
 
@@ -117,12 +119,13 @@ def steps(name: str, scale: Scale) -> int:
     return scale.steps
   total, at = 0, stage.spends
   while at:
-    total += macs(STAGES[at].model)
+    total += macs(STAGES[at].model, scale)
     at = STAGES[at].parent
-  return round(scale.steps * total / macs(stage.model))
+  return round(scale.steps * total / macs(stage.model, scale))
 
 
 def config(
+  scale: Scale,
   model: Mapping[str, Any],
   total_steps: int,
   *,
@@ -139,7 +142,7 @@ def config(
       "total_steps": total_steps,
       "data": {"source": "fashion_mnist", "size": 28},
       "train": {"split": "train", "transform": "flip_lr"},
-      "model": dict(model),
+      "model": {**model, "depth": scale.depth},
       "task": {"name": "classify"},
       "optim": {
         "name": "adamw", "lr": lr, "weight_decay": 0.05, "clip_norm": 1.0,
@@ -163,7 +166,7 @@ def runs(scale: str, done: Mapping[str, Any]) -> list[Run]:
   named = [
     Run(
       f"pilot-{family}-{lr:g}",
-      config(model, which.steps, lr=lr, seed=PILOT, split="val"),
+      config(which, model, which.steps, lr=lr, seed=PILOT, split="val"),
       {"arm": "pilot", "family": family, "lr": lr},
       may_fail=True,
     )
@@ -179,6 +182,7 @@ def runs(scale: str, done: Mapping[str, Any]) -> list[Run]:
       if stage.parent and (parent is None or parent["status"] != "finished"):
         continue
       made = config(
+        which,
         stage.model,
         steps(name, which),
         lr=rates[stage.model["family"]],
@@ -190,7 +194,7 @@ def runs(scale: str, done: Mapping[str, Any]) -> list[Run]:
         },
       )  # fmt: skip
       facts = {"arm": name, "seed": seed, "parent": stage.parent}
-      cost = made.total_steps * macs(stage.model)
+      cost = made.total_steps * macs(stage.model, which)
       named.append(Run(f"{name}-s{seed}", made, facts, cost=cost))
   return named
 

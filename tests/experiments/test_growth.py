@@ -88,12 +88,12 @@ def test_from_scratch_for_the_flops_of_all_stages(study, arm):
   scale, spent, at = study.SCALES["cpu"], 0, arm
   while at:
     stage = study.STAGES[at]
-    spent += study.steps(at, scale) * study.macs(stage.model)
+    spent += study.steps(at, scale) * study.macs(stage.model, scale)
     at = stage.parent
   other = "scratch" if arm == "grown" else f"{arm}-scratch"
-  cost = study.macs(study.STAGES[other].model)
+  cost = study.macs(study.STAGES[other].model, scale)
   assert study.steps(other, scale) * cost == pytest.approx(spent, rel=1e-3)
-  assert study.macs(study.STAGES["scratch-short"].model) == cost
+  assert study.macs(study.STAGES["scratch-short"].model, scale) == cost
 
 
 def answers(study, tmp_path, gap=0.0, jump=0.0, **losses):
