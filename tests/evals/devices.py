@@ -1,0 +1,38 @@
+"""Evaluations on 8 fake devices and on one; prints one JSON object.
+
+label -> scores of the same weights, [on eight, on one].
+"""
+
+import json
+
+import jax
+import numpy as np
+
+from tests.tasks.test_nested import config as nested_config
+from vitscale.bench import build
+
+EVALS = {
+  "val": {"name": "nested", "split": "val", "batch_size": 24},
+  "near": {
+    "name": "retrieval", "split": "val", "batch_size": 24, "k": (1, 3),
+    "gallery": {"split": "train", "data": {"limit": 40}},
+  },
+}  # fmt: skip
+
+
+def scores(devices):
+  made = nested_config(granularities=("ffn=1/4", "full"), ema=0.0)
+  made.evals = EVALS
+  bench = build(made, devices=devices)
+  state, rng = bench.init(np.uint32(0)), np.random.default_rng(0)
+  noisy = lambda x: jax.device_put(
+    np.asarray(x) + 0.2 * rng.normal(size=x.shape).astype(x.dtype), x.sharding
+  )
+  state = {**state, "params": jax.tree.map(noisy, state["params"])}
+  return {label: one.run(state) for label, one in bench.evals.items()}
+
+
+if __name__ == "__main__":
+  assert jax.device_count() == 8
+  many, one = scores(jax.devices()), scores(jax.devices()[:1])
+  print(json.dumps({label: [many[label], one[label]] for label in EVALS}))
