@@ -280,22 +280,24 @@ def agreement(outputs: Mapping[tuple, Any]) -> dict[str, list[float]]:
 
 
 def ledger(runs: Mapping[tuple[str, int], Any]) -> Table:
-  """What each arm cost, in FLOPs and updates."""
-  cost, steps = {}, {}
-  for (arm, _), run in runs.items():
-    facts = run["law_variables"]
-    cost.setdefault(arm, facts["flops"])
-    steps.setdefault(arm, run["metrics"]["step"])
-  together = sum(cost[size] for size in SIZES)
+  """What each arm cost, in FLOPs, updates and images."""
+  from vitscale.elastic import ledger as costs
+
+  first = {}
+  for arm in (*SIZES, *NESTED, *TAUGHT):
+    same = [run for (name, _), run in runs.items() if name == arm]
+    if same:
+      first[arm] = costs.cost({"workdir": same[0]["workdir"]})
   rows = [
     {
-      "arm": arm,
-      "of one XL": round(cost[arm] / cost["XL"], 2),
-      "of four separate": round(cost[arm] / together, 2),
-      "updates": steps[arm],
+      "arm": row["arm"],
+      "of one XL": round(row["of one whole"], 2),
+      "of four separate": round(row["of all separate"], 2),
+      "updates": row["updates"],
+      "images": row["images"],
+      "unique": row["unique"],
     }
-    for arm in (*SIZES, *NESTED, *TAUGHT)
-    if arm in cost
+    for row in costs.compare(first, tuple(SIZES), "XL")
   ]
   return Table("Training FLOPs and updates", rows)
 
