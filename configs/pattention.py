@@ -7,8 +7,8 @@
 
 The large run starts as the function that the small one has learned: new keys
 are zero and the number under theta's root (`born`) stays what it was.
-`init.optimizer=carry` takes Adam's moments along. Without `init` the same command
-trains that size from scratch.
+`init.optimizer=carry` takes Adam's moments along. Without `init` the same
+command trains that size from scratch.
 
 Hardware: any CPU. Time: TIME
 Score: SCORE

@@ -14,6 +14,11 @@ parent of other sizes (elastic/grow.py):
     append        new units that nothing listens to yet (TokenFormer)
     net2net       copies of hidden units and heads, drawn at random
     hypercloning  every width a multiple, all entries copied in turn
+
+A grown model computes what its parent did, but for options that no parameter
+shows: Pattention wants a `scale_tokens` that stays under `append` and is not
+for `net2net`, `hypercloning` wants learned positions (fixed ones are others in
+another width).
 """
 
 import dataclasses

@@ -88,6 +88,22 @@ def test_new_pairs_learn_at_once():
       assert not np.any(tree.flatten(big)[path][..., 24:]), path
 
 
+def test_pairs_of_zero_keys_and_values_would_never_learn():
+  """Why only the keys are zero: nothing reaches either through the other."""
+  small, model = token_vit(tokens=24), token_vit(tokens=40)
+  params, _, _ = trained(small, made(small)[0])
+  fresh, names = made(model, seed=1)
+  nothing = jax.tree.map(jnp.zeros_like, fresh)
+  for start, learns in ((fresh, True), (nothing, False)):
+    grown = grow.append(params, names, start)
+    moved = tree.flatten(trained(model, grown)[0])
+    key, value = (
+      np.asarray(moved[f"encoder/block_00/query/{part}/kernel"])
+      for part in ("keys", "values")
+    )
+    assert np.any(key[..., 24:]) == np.any(value[24:]) == learns
+
+
 def test_the_released_rescaling_is_not_exact():
   """sqrt of the current n: what `scale_tokens` is there for."""
   small = token_vit(tokens=24, scale_tokens=None)
