@@ -19,6 +19,7 @@ from vitscale.elastic.mixes import Mix
 from vitscale.elastic.space import Budget, Space
 from vitscale.elastic.trunk import Trunk
 
+BATCH = 1000  # images that are scored at once
 SHARES = (0.5, 0.6, 0.7, 0.8, 0.9)  # of the span of costs
 
 
@@ -95,35 +96,35 @@ def scored(
 ) -> dict[str, np.ndarray]:
   """Arrays of `Scores`, as they are stored."""
   start = time.monotonic()
-  seen = apart.images(big.run["config"], "val")
+  selection, test = (images(big.run["config"], s) for s in ("val", "test"))
   trunk = lambda *ask: Trunk(
     nest.task, nest.model, nest.params, nest.names, space.levels,
-    next(iter(seen.batches())), *ask,
+    next(iter(selection())), *ask,
   )  # fmt: skip
-  selection = score.shared_losses(trunk(score.sums), mixes, seen.batches)
-  found = score.tables(trunk(), mixes, test_images(big.run["config"]))
+  chosen_on = score.shared_losses(trunk(score.sums), mixes, selection)
+  found = score.tables(trunk(), mixes, test)
   seconds = time.monotonic() - start
-  images = found["nll"].shape[1]
+  count = found["nll"].shape[1]
   layers = score.saving(mixes)
   print(
-    f"scored {len(mixes)} mixes on {seen.images} + {images} images in"
+    f"scored {len(mixes)} mixes on two splits, {count} test images, in"
     f" {seconds:.0f} s, {layers['layers_run']} layers for {layers['layers']}",
     file=sys.stderr,
   )
   return {
-    "chosen_on": np.asarray(selection),
+    "chosen_on": np.asarray(chosen_on),
     "loss": found["nll"].mean(1, dtype=np.float64),
     "losses": found["nll"].astype(np.float16),
     "correct": np.packbits(found["correct"], axis=1),
-    "images": np.int64(images),
+    "images": np.int64(count),
   }
 
 
-def test_images(config: Any) -> score.Batches:
-  """One pass over the test split of a run's data."""
+def images(config: Any, split: str) -> score.Batches:
+  """One pass over a split of a run's data, in batches that keep calls few."""
   data = {k: v for k, v in config["data"].items() if k != "source"}
-  source = sources.make(config["data"]["source"], split="test", **data)
-  return functools.partial(pipeline.eval_batches, source, batch_size=500)
+  source = sources.make(config["data"]["source"], split=split, **data)
+  return functools.partial(pipeline.eval_batches, source, batch_size=BATCH)
 
 
 def picks(

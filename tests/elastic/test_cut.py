@@ -213,8 +213,9 @@ def test_time_is_measured_on_this_device(nested, tmp_path, capfd):
     capfd, nested, "--budget", "latency:60s", "--latency-batch", "1",
     "--out", tmp_path / "x",
   )  # fmt: skip
-  assert code == 2  # no toy takes a minute: both ends are told
-  assert "above the largest" in complaint(err) and "ms of latency" in err
+  assert code == 2  # no toy takes a minute, where its time says anything
+  assert "above the largest" in complaint(err) or "machine is busy" in err
+  assert "ms" in err and not (tmp_path / "x").exists()
 
 
 def test_a_choice_by_scores_on_the_command_line(nested, tmp_path, capfd):

@@ -7,6 +7,7 @@ import pytest
 
 from tests.clock import Clock
 from tests.elastic.test_space import IMAGE, MODEL
+from vitscale.core.errors import UserError
 from vitscale.elastic import latency
 from vitscale.elastic.space import Space, cost
 from vitscale.elastic.spec import preset
@@ -68,6 +69,14 @@ def test_layers_save_in_proportion_to_their_work():
   table = latency.Table(model, LEVELS, IMAGE, by_macs)
   first, second, third = (table.saved(i, LEVELS[1]) for i in range(3))
   assert second == pytest.approx(2 * first) and first == third
+
+
+def test_times_that_do_not_rise_are_no_table():
+  busy = lambda models: [5.0, 4.0, 6.0, 7.0]
+  with pytest.raises(UserError, match=r"1/8: 5, 1/4: 4, .*machine is busy"):
+    latency.Table(MODEL, LEVELS, IMAGE, busy)
+  close = lambda models: [5.0, 4.9, 6.0, 7.0]  # within the noise
+  assert latency.Table(MODEL, LEVELS, IMAGE, close).whole == 7.0
 
 
 def test_what_does_not_mix_is_measured_once_each():

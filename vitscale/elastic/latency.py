@@ -10,6 +10,7 @@ layers in proportion to the multiply-accumulates it saves in each. Whether that
 adds up is then seen on the chosen model itself, which `cut` measures too.
 """
 
+import itertools
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -23,11 +24,13 @@ import numpy as np
 
 from vitscale.core import axes as axes_lib
 from vitscale.core import sharding
+from vitscale.core.errors import UserError
 from vitscale.elastic import spec as spec_lib
 from vitscale.elastic.space import cost
 from vitscale.elastic.spec import ElasticSpec
 
-BATCH, REPEATS, WARM_UP = 8, 15, 3
+BATCH, REPEATS, WARM_UP = 8, 25, 3
+NOISE = 1.05  # a smaller model may take this many times a larger one's time
 Measure = Callable[[Sequence[nn.Module]], list[float]]
 
 
@@ -98,12 +101,24 @@ class Table:
     image: tuple[int, int, int],
     timed: Measure,
   ):
-    """Measures one model a level; the whole model is the last one."""
+    """Measures one model a level; the whole model is the last one.
+
+    Raises:
+      UserError: times that don't rise with the levels.
+    """
     self._model, self._image, self._timed = model, image, timed
     parts = list(dict.fromkeys([*levels, spec_lib.WHOLE]))
     models = [self._small((part,)) for part in parts]
     self.uniform = dict(zip(parts, timed(models)))
     self.whole = self.uniform[spec_lib.WHOLE]
+    times = list(self.uniform.values())
+    if any(a > NOISE * b for a, b in itertools.pairwise(times)):
+      levels = [f"{part}: {time:.4g}" for part, time in self.uniform.items()]
+      raise UserError(
+        f"measured times do not rise with the levels ({', '.join(levels)} ms):"
+        " the machine is busy, or the batch too small for this device; try"
+        " again, or a larger --latency-batch"
+      )
     self._prices = {model: self.whole}
     self._macs: dict[tuple[int, Fraction], int] = {}
 
