@@ -49,6 +49,7 @@ def test_header_says_command_hardware_time_and_score(path):
 RUNS = (
   "vit_fashion:runlocal",
   "vit_nested:runlocal",
+  "vit_thinking:runlocal",
   "pattention:runlocal",
   "vit_folder:runlocal,path={photos}",
   "vit_i1k:runlocal,path={photos},variant=B/16",
