@@ -139,8 +139,11 @@ def measured(seen: Mapping[tuple[str, int], Any], alone: Found) -> Found:
       put("oracle", seed, policies.oracle(test, costs))
       put("exits", seed, list(zip(known, test.correct.mean(0))))
       continue
-    # Both arms aim at the same costs; static are the two parts by themselves.
-    own = np.diff(costs.tried(), prepend=0)
+    # Both arms aim at the same costs. The large part can run by itself where
+    # it recycles nothing.
+    own = costs.tried()
+    if arm == "nested":
+      own = np.diff(own, prepend=0)
     aim = policies.between(*_ends(seen, seed), SHOWN)
     made = policies.entropy(choice, test, costs, aim, own)
     put(arm, seed, made)

@@ -134,6 +134,10 @@ def test_policies_hit_the_cost_they_aim_at(study):
     aim = tried[0] + np.array(study.analysis.SHOWN) * (tried[-1] - tried[0])
     np.testing.assert_allclose(macs, aim, atol=0.05 * tried[-1])
   assert found["thinking at large"][0].macs == pytest.approx(200, rel=0.05)
+  # Recycling wants what the first round saw; the nested part doesn't.
+  alone = lambda arm: [macs for macs, _ in found[f"{arm} rounds"][0]]
+  assert alone("thinking") == [100, 210, 320]
+  assert alone("nested") == [100, 110, 110]
 
 
 def test_nothing_is_chosen_on_test_images(study):
