@@ -10,8 +10,10 @@ are zero and the number under theta's root (`born`) stays what it was.
 `init.optimizer=carry` takes Adam's moments along. Without `init` the same
 command trains that size from scratch.
 
-Hardware: any CPU. Time: TIME
-Score: SCORE
+Hardware: any CPU. Time: 32 CPU seconds small, 38 large, compilation included.
+Score: test accuracy 78.8 % and loss 0.592 small, 81.8 % and 0.507 grown from
+it; the large one from scratch, after 3 epochs and not 3 + 3, 79.6 % and 0.581
+(standard errors 0.6), measured with seed 0 on the 4,000 embedded test images.
 """
 
 from ml_collections import ConfigDict
