@@ -151,11 +151,14 @@ def verdicts(seen: Seen) -> list[Verdict]:
     picks[how, share].scored for _, picks in seen.values() for share in SHARES
   )
 
+  anyone = gaps(seen, of_reference, of_random, "points").mean()
+
   def regret(claim: str, how: str) -> Verdict:
     return judged(
       claim, f"regret below {GOAL} points",
       gaps(seen, of_reference, of(how), "points"), GOAL, "below", "points",
-      f"at most {scored(how)} models scored",
+      f"at most {scored(how)} models scored; a random mix of equal cost:"
+      f" {anyone:.4f} points",
     )  # fmt: skip
 
   def more(claim: str, threshold: str, worse, better, control="") -> Verdict:

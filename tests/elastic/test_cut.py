@@ -208,6 +208,19 @@ def test_a_budget_of_measured_time(tested):
     within(tested, "latency:1us", "least_slope", **timed)
 
 
+def test_a_table_that_does_not_add_up_is_said_aloud(tested, capfd):
+  def uneven(models, *, image, batch):
+    """Layers of unequal size cost extra."""
+    extra = [1 + isinstance(model.mlp_dim, tuple) for model in models]
+    found = by_macs(models, image=image, batch=batch)
+    return [time * more for time, more in zip(found, extra)]
+
+  _, spent = within(tested, "latency:0.95", "least_slope", measure=uneven)
+  assert spent["measured"] > 1.5 * spent["used"]
+  said = capfd.readouterr().err
+  assert said.count("\n") == 1 and "do not add up over layers" in said
+
+
 def test_time_is_measured_on_this_device(nested, tmp_path, capfd):
   code, _, err = run(
     capfd, nested, "--budget", "latency:60s", "--latency-batch", "1",

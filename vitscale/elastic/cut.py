@@ -249,6 +249,14 @@ def within(
   if kind == "latency":
     little, _ = spec_lib.small(model, choice.spec)
     whole, own = timed([model, little])
+    share, said = own / whole, used / space.whole()
+    if share > latency.NOISE * said:
+      print(
+        f"warning: measured, the chosen model takes {share:.3f} of the whole"
+        f" one's time, by the table {said:.3f}: the machine is busy, or times"
+        " do not add up over layers here",
+        file=sys.stderr,
+      )
     spent |= {
       "measured": own, "whole": whole, **latency.here(), "batch": batch,
       "dtype": dtype_of(model),
