@@ -372,7 +372,9 @@ def figures(found: Found, alone: Found) -> list[Figure]:
     if not each:
       return []
     x, y = np.mean(each, 0).T / np.array([[1e6], [1.0]])
-    bounds = [interval(v) or (m, m) for v, m in zip(_last(each).T, y)]
+    bounds = [
+      interval(v) or (m, m) for v, m in zip(np.asarray(each)[..., 1].T, y)
+    ]
     low, high = zip(*bounds)
     return [Points(label, x, y, low, high), Line(label, x, y)]
 
@@ -399,7 +401,3 @@ def figures(found: Found, alone: Found) -> list[Figure]:
     for name, some in (("exits", marks), ("rounds", rounds))
     if some
   ]
-
-
-def _last(each: Sequence[Any]) -> np.ndarray:
-  return np.asarray(each)[..., 1]

@@ -16,8 +16,8 @@ loss is sum_i alpha_i CE_i, all rounds in every step. At inference an image
 stops after a round that is sure (elastic/cascade.py, with `Task.stages`).
 
 As in the released code omega starts at zero, Proj doesn't, and alpha is one
-over the number of rounds. Training from a DeiT-Ti is left to the config's
-parent, averaged weights to `ema`.
+over the number of rounds. The published start from a DeiT-Ti and averaged
+weights are no part of the task.
 
 `vs.load` of such a run gives the whole model; `model.apply` is its last round
 without recycling.
