@@ -242,6 +242,15 @@ def test_copied_moments_are_those_of_the_copies():
   assert gap(found["nu"], jax.tree.map(np.square, wanted)) < 1e-5
 
 
+def test_growing_that_changes_the_function_is_loud(tmp_path, capfd):
+  small = {**SMALL, "scale_tokens": None, "ffn_scale_tokens": None}
+  large = {**small, "tokens": 24, "ffn_tokens": 48}
+  grown(tmp_path / "free", small, large, "append")
+  assert "the grown model doesn't compute what" in capfd.readouterr().err
+  grown(tmp_path / "kept", SMALL, {**SMALL, "tokens": 24}, "append")
+  assert "grown" not in capfd.readouterr().err
+
+
 # ----------------------------------------------------------------- bad input
 
 

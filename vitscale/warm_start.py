@@ -23,6 +23,7 @@ another width).
 
 import dataclasses
 import functools
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -30,10 +31,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vitscale import models
 from vitscale.bench import Bench
 from vitscale.core import axes as axes_lib
 from vitscale.core import tree
 from vitscale.core.axes import AxisError
+from vitscale.core.config import Reader
 from vitscale.core.errors import UserError, nearest
 from vitscale.elastic import grow, importance
 from vitscale.parent import Parent
@@ -41,6 +44,7 @@ from vitscale.parent import Parent
 State = dict[str, Any]
 OPTIMIZER = ("fresh", "carry")
 REWIRED = ("heads", "mlp")
+IMAGES, TOLERANCE = 8, 1e-3  # of the check that growing kept the function
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,11 +140,45 @@ def begin(bench: Bench) -> State:
     state = METHODS[start.how](bench, state, parent, start)
   except AxisError as error:
     raise UserError(f"init.how={start.how}: {error}") from error
+  if start.how != "same":
+    check_function(bench, state, parent)
   if state["ema"]:
     state["ema"] = jax.tree.map(jnp.array, state["params"])
   if start.rewire:
     state = dict(importance.rewired(bench, state, start.rewire))
   return state
+
+
+def check_function(bench: Bench, state: State, parent: Parent) -> float:
+  """How far growing changed the logits; above TOLERANCE it is a warning.
+
+  Returns:
+    The largest difference on a few training images, over the largest logit.
+  """
+  config = Reader(parent.config["model"])
+  small, _ = models.make(config, bench.source)
+  batches = bench.batches(0, int(bench.config["seed"]))
+  batch = next(batches)
+  batches.close()
+  image = bench.task.normalise(jnp.asarray(batch["image"][:IMAGES]))
+  logits = [
+    np.asarray(jax.jit(model.apply)({"params": params}, image)[0])
+    for model, params in (
+      (small, _whole(parent)),
+      (bench.model, state["params"]),
+    )
+  ]
+  before, after = logits
+  change = float(np.abs(after - before).max() / max(np.abs(before).max(), 1e-9))
+  if change > TOLERANCE:
+    print(
+      "warning: init: the grown model doesn't compute what"
+      f" {parent.folder} does, its logits differ by {change:.2g} of the largest:"
+      " see elastic/grow.py for what grows exactly (tokens keep scale_tokens,"
+      " widths have learned positions)",
+      file=sys.stderr,
+    )
+  return change
 
 
 # ------------------------------------------------------------------- methods

@@ -34,6 +34,12 @@ EXPECTED = {
      "gcloud compute tpus queued-resources create"),
     2,
   ),
+  "04_elastic": Shows(
+    ("of one whole model", "area under accuracy", "exhaustive: ",
+     "a plain model with hidden units", "accuracy of the exits: ",
+     "images that each stage really ran: ", "change of a logit by growing: "),
+    2,
+  ),
 }  # fmt: skip
 by_name = pytest.mark.parametrize("script", SCRIPTS, ids=lambda p: p.stem)
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -122,6 +123,30 @@ def test_no_elastic_code_to_run_it(nested, tmp_path):
   )
   done = python("-c", code, tmp_path / "half", JAX_PLATFORMS="cpu")
   assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_a_taught_run_is_cut_without_its_teacher(tmp_path):
+  plain = toys.config(total_steps=2, evals={})
+  train(plain, tmp_path / "teacher")
+  made = toys.config(total_steps=2)
+  made.init = {"from": str(tmp_path / "teacher")}
+  made.task = {
+    "name": "nested", "granularities": ("ffn=1/2", "full"),
+    "of": {
+      "name": "distil", "of": {"name": "classify"},
+      "teacher": str(tmp_path / "teacher"),
+    },
+  }  # fmt: skip
+  made.evals.val.name = "nested"
+  train(made, tmp_path / "run")
+  out = tmp_path / "small"
+  result = cut(tmp_path / "run", out, budget="macs:0.9", how="exhaustive")
+  assert result["budget"]["scored"] > 0
+  shutil.rmtree(tmp_path / "teacher")
+  model, variables = vs.load(out)
+  assert list(variables) == ["params"] and model.mlp_dim != 32
+  config_of = read_json(out / "run.json")["config"]
+  assert config_of["task"] == {"name": "classify"} and "init" not in config_of
 
 
 def test_a_budget(nested, tmp_path):

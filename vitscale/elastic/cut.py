@@ -179,6 +179,8 @@ def by_importance(big: Nested, spec: ElasticSpec) -> Nested:
   Raises:
     UserError: the spec cuts something that has no such order.
   """
+  if hasattr(big.bench.task, "stages"):
+    raise UserError("a run that thinks in rounds has no plain model to cut")
   order = {"ffn": "mlp", "heads": "heads"}
   for key in sorted(spec.touched() - {*order, "depth", "layers"}):
     raise UserError(f"importance orders {' and '.join(order)}, not {key}")
@@ -267,16 +269,26 @@ def within(
 def nested(big: Nested) -> score.Nest:
   """A run's model as scorers see it, with averaged weights if it kept them."""
   kept = big.state["ema"] or big.state["params"]
-  return score.Nest(big.bench.task.task, big.bench.model, kept, big.bench.names)
+  task = plain_task(big.bench.task)
+  return score.Nest(task, big.bench.model, kept, big.bench.names)
+
+
+def plain_task(task: Any) -> Any:
+  """What a nested or taught task asks of a plain model."""
+  while hasattr(task, "task"):
+    task = task.task
+  return task
 
 
 def plain(big: Nested, spec: ElasticSpec) -> tuple[dict[str, Any], Bench]:
   """Config and bench of the small model alone, on one device."""
   changes, _ = spec_lib.resolve(spec, spec_lib.options_of(big.bench.model))
   config = config_lib.to_dict(big.run["config"])
-  config.pop("mesh", None)
+  for key in ("mesh", "init"):
+    config.pop(key, None)
   config["model"] = {**config["model"], **changes}
-  config["task"] = config["task"].get("of", config["task"])
+  while config["task"]["name"] in ("nested", "distil"):  # no teacher either
+    config["task"] = config["task"]["of"]
   for group in config.get("evals", {}).values():
     if group.get("name") == "nested":
       group["name"] = "classify"
@@ -292,6 +304,8 @@ def cut_state(big: Nested, spec: ElasticSpec, bench: Bench) -> dict[str, Any]:
   )
   state = {name: big.state[name] for name in bench.abstract}
   state |= {name: part(name) for name in ("params", "ema")}
+  mutable = bench.abstract["mutable"]
+  state["mutable"] = {name: big.state["mutable"][name] for name in mutable}
   try:
     state["opt"] = part("opt")
   except UserError as error:

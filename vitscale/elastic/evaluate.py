@@ -179,17 +179,17 @@ def part(big: Nested, spec: str) -> tuple[nn.Module, dict[str, Any]]:
 def scores(big: Nested, spec: str, batches: Batches) -> dict[str, float]:
   """What `classify` finds of a part."""
   model, variables = part(big, spec)
-  return classify.evaluate(_sums(_task(big), model), variables, batches)
+  return classify.evaluate(
+    _sums(cut.plain_task(big.bench.task), model), variables, batches
+  )
 
 
 def features(big: Nested, spec: str, batches: Batches) -> Features:
   """What a part's head reads, for `retrieval.matrix`."""
   model, variables = part(big, spec)
-  return retrieval.collect(_pooled(_task(big), model), variables, batches)[""]
-
-
-def _task(big: Nested) -> Any:
-  return getattr(big.bench.task, "task", big.bench.task)
+  return retrieval.collect(
+    _pooled(cut.plain_task(big.bench.task), model), variables, batches
+  )[""]
 
 
 # Compiled once per model, whatever run and seed its weights are of.
