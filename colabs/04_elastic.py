@@ -154,9 +154,7 @@ print("for timm:", sorted(p for p in os.listdir(f"{OUT}/half") if "timm" in p))
 # is yours to choose, on other images than you report.
 
 # %%
-EXITS = ("depth=1", "depth=2", "full") if TOY else (
-  "depth=1", "depth=2", "depth=3", "full"
-)  # fmt: skip
+EXITS = ("depth=1/4", "depth=1/2", "depth=3/4", "full")
 deep = config("vit_nested:epochs=4")
 with deep.unlocked():
   deep.task = {**deep.task.to_dict(), "granularities": EXITS}

@@ -173,9 +173,9 @@ def check_function(bench: Bench, state: State, parent: Parent) -> float:
   if change > TOLERANCE:
     print(
       "warning: init: the grown model doesn't compute what"
-      f" {parent.folder} does, its logits differ by {change:.2g} of the largest:"
-      " see elastic/grow.py for what grows exactly (tokens keep scale_tokens,"
-      " widths have learned positions)",
+      f" {parent.folder} does: logits differ by {change:.2g} of the"
+      " largest. See elastic/grow.py for what grows exactly (tokens keep"
+      " scale_tokens, widths have learned positions)",
       file=sys.stderr,
     )
   return change

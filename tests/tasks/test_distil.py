@@ -137,6 +137,14 @@ def test_every_part_is_taught(teacher, tmp_path):
   one, _ = bench.task.task.loss(little, own, batch, rngs, {})
   whole, _ = bench.task.task.loss(bench.model, variables, batch, rngs, {})
   np.testing.assert_allclose(loss, one + whole, rtol=1e-5)
+  # One forward pass of the teacher, for all parts of a step.
+  untaught = config(nested={**options, "of": {"name": "classify"}})
+  untaught.model.depth = 2
+  plain = build(untaught).facts["flops_per_example"]
+  forward = read_json(teacher / "run.json")["flops_per_example"] / 3
+  assert bench.facts["flops_per_example"] == pytest.approx(
+    plain + forward, rel=0.02
+  )
 
 
 def test_microbatches_leave_the_teacher_bit_for_bit(teacher):

@@ -153,13 +153,13 @@ def cut(
 # --------------------------------------------------------------------- parts
 
 
-def open_run(path: Path, *, nested: bool) -> Nested:
+def open_run(path: str | Path, *, nested: bool) -> Nested:
   """Restores a run on one device; with `nested` its parts must be trained.
 
   Raises:
     UserError: no run there, or one whose parts were not trained.
   """
-  folder, step = workdir.root(path)
+  folder, step = workdir.root(Path(path))
   run = read_json(folder / "run.json")
   config = {k: v for k, v in run["config"].items() if k != "mesh"}
   if nested and "granularities" not in config["task"]:

@@ -9,6 +9,8 @@ A task module has `make(config, source) -> Task`; a Task offers
     draws: tuple (optional), what it samples itself (core/draws.py)
     touched(model, batch, draw) (optional) -> tree of masks or None, the
       entries of the parameters that a step may move
+    prepare(variables, batch, rngs) (optional) -> batch, with what all parts of
+      a nested model need of it
     frozen: names (optional) of collections that no step changes
     teachers: collection -> Parent (optional), whose weights fill it
 

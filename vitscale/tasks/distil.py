@@ -27,6 +27,8 @@ from vitscale.core.errors import UserError
 from vitscale.parent import TEACHER, Parent
 from vitscale.tasks import Player
 
+LOGITS, TOKENS = "taught_logits", "taught_tokens"  # of a prepared batch
+
 
 @dataclasses.dataclass(frozen=True)
 class Task:
@@ -97,21 +99,34 @@ class Task:
     Raises:
       UserError: hidden states that can't be compared.
     """
-    student, teacher = self._split(variables)
+    student, _ = self._split(variables)
+    if LOGITS not in batch:
+      batch = self.prepare(variables, batch, rngs)
     loss, aux = self.task.loss(model, student, batch, rngs, draw)
-    image = self.task.normalise(batch["image"])
-    target = jax.nn.one_hot(batch["label"], self.task.classes)
-    image, _ = self.task.mix(image, target, rngs["mix"])
-    logits, out = self.model.apply({"params": teacher}, image)
     t = self.temperature
-    soft = self.task.probabilities(jax.lax.stop_gradient(logits) / t)
+    soft = self.task.probabilities(batch[LOGITS] / t)
     taught = t**2 * self.task.nll(aux["logits"] / t, soft).mean()
     total = loss + self.weight * taught
     if self.hidden:
-      ours, theirs = aux["out"]["features"][-1][0], out["features"][-1][0]
-      total += self.hidden * _apart(ours, theirs)
+      tokens = aux["out"]["features"][-1][0]
+      total += self.hidden * _apart(tokens, batch[TOKENS])
     metrics = {**aux["metrics"], "taught": taught}
     return total, {**aux, "metrics": metrics}
+
+  def prepare(
+    self,
+    variables: Mapping[str, Any],
+    batch: Mapping[str, jax.Array],
+    rngs: Mapping[str, jax.Array],
+  ) -> dict[str, jax.Array]:
+    """The batch with what the teacher says of it, once for all students."""
+    _, teacher = self._split(variables)
+    image = self.task.normalise(batch["image"])
+    target = jax.nn.one_hot(batch["label"], self.task.classes)
+    image, _ = self.task.mix(image, target, rngs["mix"])
+    found = self.model.apply({"params": teacher}, image)
+    logits, out = jax.lax.stop_gradient(found)
+    return {**batch, LOGITS: logits, TOKENS: out["features"][-1][0]}
 
   def predict(
     self, model: nn.Module, variables: Mapping[str, Any], batch: Any
@@ -133,7 +148,7 @@ def _apart(student: jax.Array, teacher: jax.Array) -> jax.Array:
       f"task.hidden: tokens {student.shape[1:]} of the student are no prefix"
       f" of the teacher's {teacher.shape[1:]}"
     )
-  teacher = jax.lax.stop_gradient(teacher[..., : student.shape[-1]])
+  teacher = teacher[..., : student.shape[-1]]
   norm = lambda x: nn.standardize(x.astype(jnp.float32), epsilon=1e-6)
   return jnp.mean((norm(student) - norm(teacher)) ** 2)
 

@@ -106,6 +106,8 @@ class Task:
     """
     rest = {key: value for key, value in draw.items() if key != NAME}
     losses, metrics, teacher = [], [], None
+    if hasattr(self.task, "prepare"):
+      batch = self.task.prepare(variables, batch, rngs)
     for text in reversed(draw.get(NAME, ("full",))):  # largest first
       little, own = self.part(model, variables, batch, text)
       loss, aux = self.task.loss(little, own, batch, rngs, rest)
