@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
+from vitscale.arms import Results, difference, finished, interval, judged
 from vitscale.core.config import load_module
-from vitscale.laws.verdict import Verdict, decide
+from vitscale.laws.verdict import Verdict
 from vitscale.report.figures import Axis, Figure, Line, Panel, Points
 from vitscale.report.page import Table
 
@@ -25,31 +25,10 @@ SHOWN = (0.1, 0.25, 0.5, 0.75, 0.9)
 STAGED = ("exits", "thinking", "nested")
 ALONE = ("depth-2", "large", "depth-6", "small")
 GATE, CHOICE = slice(0, None, 2), slice(1, None, 2)  # of held-out images
-Results = Mapping[str, Mapping[str, Any]]
 Found = Mapping[str, Mapping[int, Any]]  # name -> seed -> value
 
 
-def best_rate(done: Results) -> float | None:
-  """The pilots' rate with the lowest loss on `val`; None before they ran."""
-  found = {
-    run["law_variables"]["lr"]: run["metrics"].get("eval/val/nll")
-    for run in done.values()
-    if run["law_variables"].get("arm") == "pilot"
-  }
-  good = {lr: v for lr, v in found.items() if v is not None}
-  return min(good, key=good.__getitem__) if good else None
-
-
 # ------------------------------------------------------------------ readings
-
-
-def finished(done: Results) -> dict[tuple[str, int], Mapping[str, Any]]:
-  """(arm, seed) -> run."""
-  return {
-    (run["law_variables"]["arm"], run["law_variables"]["seed"]): run
-    for run in done.values()
-    if run["status"] == "finished" and "seed" in run["law_variables"]
-  }
 
 
 @functools.cache
@@ -180,30 +159,6 @@ def alone_of(runs: Mapping[tuple[str, int], Any]) -> Found:
 # ------------------------------------------------------------------ verdicts
 
 
-def interval(values: Sequence[float]) -> tuple[float, float] | None:
-  """95 % of Student's t over seeds; None of fewer than two."""
-  if len(values) < 2:
-    return None
-  mean, error = np.mean(values), stats.sem(values)
-  half = error * stats.t.ppf(0.975, len(values) - 1)
-  return float(mean - half), float(mean + half)
-
-
-def judged(
-  claim: str, threshold: str, values: Sequence[float], bar: float = 0.0,
-  control: str = "",
-) -> Verdict:  # fmt: skip
-  """A verdict of differences by seed that should lie above `bar`."""
-  ci = interval(values)
-  text = "nothing was measured"
-  if len(values):
-    text = f"{np.mean(values):.4f}" + (
-      f" [{ci[0]:.4f}, {ci[1]:.4f}]" if ci else " of one seed"
-    )
-  mean = float(np.mean(values)) if len(values) else None
-  return Verdict(claim, decide(ci, bar), threshold, text, control, mean, ci)
-
-
 def claimed(points: Sequence[Any]) -> list[Any]:
   """Of the points at SHOWN those at SHARES."""
   return [points[SHOWN.index(share)] for share in SHARES]
@@ -222,43 +177,46 @@ def verdicts(found: Found, alone: Found) -> list[Verdict]:
       for seed, points in found.get(name, {}).items()
     }
 
-  minus = lambda a, b: [a[seed] - b[seed] for seed in sorted(set(a) & set(b))]
+  def one(claim, threshold, values, bar=0.0, control=""):
+    parts = {"": (values, bar)}
+    return judged(claim, threshold, parts, control=control, digits=4)
+
   gain, gate = over("entropy", "gain"), over("gate", "gain")
   exact = over("entropy", "accuracy")
   shares = " ".join(f"{point:.3f}" for point in gain.values())
   return [
-    judged(
+    one(
       "an entropy cascade beats static exits at equal mean MACs",
-      "accuracy minus the static line above 0", list(gain.values()), 0.0,
-      f"by seed {shares}" if shares else "",
+      "accuracy minus the static line above 0", list(gain.values()),
+      control=f"by seed {shares}" if shares else "",
     ),
-    judged(
+    one(
       "the gate beats its own exits shuffled",
       "accuracy minus shuffled above 0", list(over("gate", "luck").values()),
-      0.0, "as many images at each exit, drawn at random",
+      control="as many images at each exit, drawn at random",
     ),
-    judged(
+    one(
       "the gate beats entropy", "difference of gains above 0",
-      minus(gate, gain), 0.0, "two-sided",
+      difference(gate, gain), control="two-sided",
     ),
-    judged(
+    one(
       "there is room above entropy", "oracle minus entropy above .01",
       [found["oracle"][s].accuracy - exact[s] for s in by_seed("oracle")],
       0.01, "leaves at the first exit that is right",
     ),
-    judged(
+    one(
       "recycling helps", "thinking minus nested above 0",
-      minus(over("thinking", "accuracy"), over("nested", "accuracy")), 0.0,
-      "same parts, loss, policy and targets",
+      difference(over("thinking", "accuracy"), over("nested", "accuracy")),
+      control="same parts, loss, policy and targets",
     ),
-    judged(
+    one(
       "thinking beats one look at equal mean MACs",
       "thinking at the MACs of large minus large above 0",
       [
         found["thinking at large"][s].accuracy - alone["large"][s][1]
         for s in by_seed("thinking at large")
       ],
-      0.0, "the same for nested: " + _mean([
+      control="the same for nested: " + _mean([
         found["nested at large"][s].accuracy - alone["large"][s][1]
         for s in by_seed("nested at large")
       ]),

@@ -1,12 +1,12 @@
 """What the runs of growth show: losses around each growth, costs, verdicts."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
+from vitscale.arms import Results, Runs, finished, interval, judged, said
 from vitscale.core.log import read_json
 from vitscale.laws.verdict import Answer, Verdict, all_of, decide
 from vitscale.report.figures import Axis, Figure, Line, Panel, Points
@@ -14,32 +14,10 @@ from vitscale.report.page import Table
 
 EXACT = ("grown", "grown-carry", "net2net", "hypercloning")
 TOLERANCE, JUMP = 1e-4, 0.01  # nats
-Results = Mapping[str, Mapping[str, Any]]
-Runs = Mapping[tuple[str, int], Mapping[str, Any]]  # (arm, seed)
 Growths = Mapping[tuple[str, int], tuple[float, float]]  # loss before, after
 
 
-def best_rates(done: Results) -> dict[str, float]:
-  """family -> the pilots' rate with the lowest loss on `val`."""
-  found: dict[str, dict[float, float]] = {}
-  for run in done.values():
-    facts, loss = run["law_variables"], run["metrics"].get("eval/val/nll")
-    if facts.get("arm") == "pilot" and loss is not None:
-      found.setdefault(facts["family"], {})[facts["lr"]] = loss
-  return {family: min(by, key=by.__getitem__) for family, by in found.items()}
-
-
 # ------------------------------------------------------------------ readings
-
-
-def finished(done: Results) -> Runs:
-  """(arm, seed) -> run; an arm is named like its last stage."""
-  return {
-    (run["law_variables"]["arm"], run["law_variables"]["seed"]): run
-    for run in done.values()
-    if run["status"] == "finished" and "seed" in run["law_variables"]
-    and run["law_variables"]["arm"] != "pilot"
-  }  # fmt: skip
 
 
 def loss(run: Mapping[str, Any]) -> float:
@@ -86,23 +64,6 @@ def at_birth(workdir: str, parent: str) -> float:
 # ------------------------------------------------------------------ verdicts
 
 
-def interval(values: Sequence[float]) -> tuple[float, float] | None:
-  """95 % of Student's t over seeds; None of fewer than two."""
-  if len(values) < 2:
-    return None
-  mean, error = np.mean(values), stats.sem(values)
-  half = error * stats.t.ppf(0.975, len(values) - 1)
-  return float(mean - half), float(mean + half)
-
-
-def said(name: str, values: Sequence[float]) -> str:
-  if not values:
-    return f"{name}: nothing"
-  ci = interval(values)
-  among = f"[{ci[0]:.3f}, {ci[1]:.3f}]" if ci else "of one seed"
-  return f"{name} {np.mean(values):.3f} {among}"
-
-
 def difference(runs: Runs, one: str, other: str) -> list[float]:
   """Test loss of `one` minus that of `other`, seed by seed."""
   seeds = sorted(s for arm, s in runs if arm == one and (other, s) in runs)
@@ -113,12 +74,9 @@ def compared(
   runs: Runs, claim: str, one: str, other: str, control: str
 ) -> Verdict:
   """Whether `one` minus `other` is above 0."""
-  values = difference(runs, one, other)
-  ci, name = interval(values), f"{one} minus {other}"
-  return Verdict(
-    claim, decide(ci, 0.0), f"{name} above 0", said(name, values), control,
-    float(np.mean(values)) if values else None, ci,
-  )  # fmt: skip
+  name = f"{one} minus {other}"
+  parts = {name: (difference(runs, one, other), 0.0)}
+  return judged(claim, f"{name} above 0", parts, control=control)
 
 
 def kept(found: Growths) -> Verdict:

@@ -14,6 +14,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from vitscale import plugin
+from vitscale.arms import best_rate
 from vitscale.core.config import load_module
 from vitscale.study import Run
 
@@ -173,8 +174,8 @@ def runs(scale: str, done: Mapping[str, Any]) -> list[Run]:
     for family, model in LARGE.items()
     for lr in which.rates
   ]
-  rates = analysis.best_rates(done)
-  if set(rates) != set(LARGE):
+  rates = {family: best_rate(done, family=family) for family in LARGE}
+  if None in rates.values():
     return named
   for seed in which.seeds:
     for name, stage in STAGES.items():

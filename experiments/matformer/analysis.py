@@ -3,14 +3,21 @@
 import functools
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
-from vitscale.laws.verdict import Answer, Verdict, all_of, decide
+from vitscale.arms import (
+  Results,
+  difference,
+  finished,
+  interval,
+  judged,
+  said,
+)
+from vitscale.laws.verdict import Verdict
 from vitscale.report.figures import Axis, Figure, Line, Panel, Points
 from vitscale.report.page import Table
 
@@ -21,32 +28,10 @@ PARTS = {
 }  # fmt: skip
 NESTED = ("sampled", "sampled-x", "joint", "heavy", "joint-kd")
 TAUGHT = ("S-kd", "M-kd", "L-kd")  # separate, the XL of the seed teaches
-Results = Mapping[str, Mapping[str, Any]]
 Losses = Mapping[str, Mapping[str, Mapping[int, float]]]  # arm, size, seed
 
 
-def best_rate(done: Results) -> float | None:
-  """The pilots' rate with the lowest loss on `val`; None before they ran."""
-  found = {
-    run["law_variables"]["lr"]: run["metrics"].get("eval/val/nll")
-    for run in done.values()
-    if run["law_variables"].get("arm") == "pilot"
-  }
-  good = {lr: v for lr, v in found.items() if v is not None}
-  return min(good, key=good.__getitem__) if good else None
-
-
 # ------------------------------------------------------------------ readings
-
-
-def finished(done: Results) -> dict[tuple[str, int], Mapping[str, Any]]:
-  """(arm, seed) -> run."""
-  return {
-    (run["law_variables"]["arm"], run["law_variables"]["seed"]): run
-    for run in done.values()
-    if run["status"] == "finished" and "seed" in run["law_variables"]
-    and run["law_variables"]["arm"] != "pilot"
-  }  # fmt: skip
 
 
 def losses(
@@ -144,48 +129,6 @@ def _predict(model: Any, spec: str) -> Any:
 # ------------------------------------------------------------------ verdicts
 
 
-def interval(values: Sequence[float]) -> tuple[float, float] | None:
-  """95 % of Student's t over seeds; None of fewer than two."""
-  if len(values) < 2:
-    return None
-  mean, error = np.mean(values), stats.sem(values)
-  half = error * stats.t.ppf(0.975, len(values) - 1)
-  return float(mean - half), float(mean + half)
-
-
-def difference(
-  one: Mapping[int, float], other: Mapping[int, float]
-) -> list[float]:
-  """`one` minus `other`, seed by seed."""
-  return [one[seed] - other[seed] for seed in sorted(set(one) & set(other))]
-
-
-def said(name: str, values: Sequence[float]) -> str:
-  ci = interval(values)
-  if ci is None:
-    return f"{name} {np.mean(values):.3f} of one seed" if values else "nothing"
-  return f"{name} {np.mean(values):.3f} [{ci[0]:.3f}, {ci[1]:.3f}]"
-
-
-def judged(
-  claim: str, threshold: str, parts: Mapping[str, tuple[list, float]],
-  control: str = "",
-) -> Verdict:  # fmt: skip
-  """A verdict of differences that all have to lie above their thresholds."""
-  answers: dict[str, Answer] = {
-    name: decide(interval(values), bar) for name, (values, bar) in parts.items()
-  }
-  answer, _ = all_of(answers)
-  first, _ = next(iter(parts.values()))
-  return Verdict(
-    claim, answer, threshold,
-    "; ".join(said(name, values) for name, (values, _) in parts.items()),
-    control,
-    float(np.mean(first)) if first else None,
-    interval(first),
-  )  # fmt: skip
-
-
 def verdicts(found: Losses, agree: Mapping[str, list[float]]) -> list[Verdict]:
   """The README's claims, those whose arms have run."""
   gap = lambda a, b, size: difference(found[a][size], found[b][size])
@@ -208,19 +151,21 @@ def verdicts(found: Losses, agree: Mapping[str, list[float]]) -> list[Verdict]:
         "S:": (s, 0.0),
         "S minus XL:": ([a - b for a, b in zip(s, xl)], 0.0),
       },
-      "separate runs of equal total FLOPs",
+      control="separate runs of equal total FLOPs",
     ),
     judged(
       "S and XL of a nested model agree more than separate ones",
       "difference of agreement above .02",
       {"more by": (agree["sampled minus separate"], 0.02)},
-      f"two separate XL runs agree on {np.mean(two):.3f}" if two else "",
+      control=f"two separate XL runs agree on {np.mean(two):.3f}"
+      if two
+      else "",
     ),
     judged(
       "sampling beats the joint sum at about equal FLOPs",
       "mean loss of joint minus sampled above 0",
       {"joint minus sampled": (difference(mean("joint"), mean("sampled")), 0)},
-      "4 times the updates for sampled",
+      control="4 times the updates for sampled",
     ),
     judged(
       "probabilities trade the largest for the smallest",
@@ -247,8 +192,8 @@ def taught(found: Losses) -> list[Verdict]:
         "nested (joint):": (gap("joint", "joint-kd"), 0.0),
         "separate:": (gap("separate", "separate-kd"), 0.0),
       },
-      said("taught alike, separate minus nested S:",
-           gap("separate-kd", "joint-kd")),
+      control=said("taught alike, separate minus nested S:",
+                   gap("separate-kd", "joint-kd")),
     )
   ]  # fmt: skip
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from vitscale.arms import best_rate
 from vitscale.core.config import load_module
 from vitscale.study import Run
 
@@ -116,7 +117,7 @@ def runs(scale: str, done: Mapping[str, Any]) -> list[Run]:
     )
     for lr in which.rates
   ]
-  lr = analysis.best_rate(done)
+  lr = best_rate(done)
   if lr is None:
     return pilots
   whole = 256

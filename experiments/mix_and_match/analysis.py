@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
+from vitscale.arms import interval
 from vitscale.core.config import load_module
 from vitscale.laws.verdict import Answer, Verdict, all_of, decide
 from vitscale.report.figures import Axis, Figure, Line, Panel, Points
@@ -96,15 +96,6 @@ def of_shapes(scores, picks, share, what) -> np.ndarray:
 # ----------------------------------------------------------------- intervals
 
 
-def over_seeds(found: np.ndarray) -> tuple[float, float] | None:
-  """95 % of Student's t of the seeds' means; None of fewer than two."""
-  values = found.mean(1)
-  if len(values) < 2:
-    return None
-  half = stats.sem(values) * stats.t.ppf(0.975, len(values) - 1)
-  return float(values.mean() - half), float(values.mean() + half)
-
-
 def over_images(found: np.ndarray) -> tuple[float, float]:
   """95 % of a bootstrap over images of the mean over seeds."""
   values, rng = found.mean(0), np.random.default_rng(0)
@@ -116,7 +107,7 @@ def over_images(found: np.ndarray) -> tuple[float, float]:
 
 def said(found: np.ndarray, unit: str) -> str:
   """Mean and both intervals."""
-  seeds, (low, high) = over_seeds(found), over_images(found)
+  seeds, (low, high) = interval(found.mean(1)), over_images(found)
   text = f"{found.mean():.4f} {unit}, images [{low:.4f}, {high:.4f}]"
   if seeds is None:
     return f"{text}, one seed"
@@ -128,7 +119,7 @@ def judged(
   unit: str, control: str = "",
 ) -> Verdict:  # fmt: skip
   """A verdict that both intervals have to allow."""
-  seeds = over_seeds(found)
+  seeds = interval(found.mean(1))
   answers: dict[str, Answer] = {
     "seeds": decide(seeds, bar, direction),
     "images": decide(over_images(found), bar, direction),

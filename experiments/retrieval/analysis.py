@@ -5,15 +5,23 @@ what was not, are computed from their checkpoints.
 """
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from vitscale.laws.intervals import difference
-from vitscale.laws.verdict import Verdict, all_of, decide, within
+from vitscale.arms import (
+  Results,
+  Runs,
+  difference,
+  finished,
+  interval,
+  judged,
+  said,
+)
+from vitscale.laws.verdict import Verdict, within
 from vitscale.report.figures import Axis, Figure, Line, Panel, Points
 from vitscale.report.page import Table
 
@@ -48,35 +56,11 @@ UNSEEN = {
 SPEC = {"nested": deep, "widths": wide}
 K = (1, 20)
 
-Results = Mapping[str, Mapping[str, Any]]
-Runs = Mapping[tuple[str, int], Mapping[str, Any]]
 Scores = Mapping[str, Mapping[str, Mapping[int, Mapping[str, float]]]]
 Found = Mapping[str, Mapping[int, Mapping[tuple[str, str], Any]]]
 
 
-def best_rate(done: Results) -> float | None:
-  """The pilots' rate with the lowest loss on `val`; None before they ran."""
-  found = {
-    run["law_variables"]["lr"]: run["metrics"].get("eval/val/nll")
-    for run in done.values()
-    if run["law_variables"].get("arm") == "pilot"
-  }
-  good = {lr: v for lr, v in found.items() if v is not None}
-  return min(good, key=good.__getitem__) if good else None
-
-
 # ------------------------------------------------------------------ readings
-
-
-def finished(done: Results) -> Runs:
-  """(arm, seed) -> run, arm by arm, so that each is built once."""
-  found = {
-    (run["law_variables"]["arm"], run["law_variables"]["seed"]): run
-    for run in done.values()
-    if run["status"] == "finished"
-    and run["law_variables"]["arm"] != "pilot"
-  }  # fmt: skip
-  return dict(sorted(found.items()))
 
 
 def read(runs: Runs) -> tuple[Scores, Found, dict[str, int]]:
@@ -176,39 +160,6 @@ def matrix(sides: Mapping[str, tuple[Any, Any]]) -> dict[tuple[str, str], Any]:
 
 # ------------------------------------------------------------------ verdicts
 
-Paired = tuple[Sequence[float], Sequence[float]]
-
-
-def paired(
-  one: Mapping[int, float], other: Mapping[int, float]
-) -> Paired:  # fmt: skip
-  """Values of the seeds that both have."""
-  seeds = sorted(set(one) & set(other))
-  return [one[s] for s in seeds], [other[s] for s in seeds]
-
-
-def said(name: str, pair: Paired) -> str:
-  found = difference(*pair)
-  if found.n < 2:
-    return f"{name} {found.mean:.3f} of one seed"
-  return f"{name} {found.mean:.3f} [{found.ci[0]:.3f}, {found.ci[1]:.3f}]"
-
-
-def judged(
-  claim: str, threshold: str, pairs: Mapping[str, Paired], bar: float,
-  direction: str, control: str = "", more: str = "",
-) -> Verdict:  # fmt: skip
-  """A verdict of differences that all have to lie beyond a threshold."""
-  found = {name: difference(*pair) for name, pair in pairs.items()}
-  answer, _ = all_of(
-    {name: decide(one.ci, bar, direction) for name, one in found.items()}
-  )
-  first = next(iter(found.values()))
-  measured = "; ".join(said(name, pair) for name, pair in pairs.items())
-  return Verdict(
-    claim, answer, threshold, measured + more, control, first.mean, first.ci
-  )
-
 
 def at(found: Found, arm: str, query: str, gallery: str) -> dict[int, float]:
   """seed -> accuracy at k = 1."""
@@ -223,48 +174,50 @@ def verdicts(
   scores: Scores, found: Found, macs: Mapping[str, int]
 ) -> list[Verdict]:
   """The README's claims."""
-  both = lambda *pair: paired(
+  both = lambda *pair: difference(
     at(found, "nested", *pair), at(found, "separate", *pair)
   )
   controls = []
   for size in ("S", "XL"):
-    close = within(difference(*both(size, size)).ci, 0.05)
+    close = within(interval(both(size, size)), 0.05)
     name = f"{size} in {size}, nested minus separate:"
     controls.append(f"{said(name, both(size, size))}, within .05 {close}")
   apart = np.mean(list(at(found, "separate", "S", "XL").values()))
   controls.append(f"separate S in XL {apart:.3f}, chance .1")
-  below = {
-    arm: {
-      f"{part}:": paired(
+  below = lambda arm, bar: {
+    f"{part}:": (
+      difference(
         accuracy(scores, arm, part), accuracy(scores, arm, TRAINED[arm][lower])
-      )
-      for part, lower in pairs
-    }
-    for arm, pairs in UNSEEN.items()
+      ),
+      bar,
+    )
+    for part, lower in UNSEEN[arm]
   }
-  loss = paired(at(found, "nested", "XL", "XL"), at(found, "nested", "S", "XL"))
+  loss = difference(
+    at(found, "nested", "XL", "XL"), at(found, "nested", "S", "XL")
+  )
   share = macs["S"] / macs["XL"]
   return [
     judged(
       "parts of a nested model share a space, separate models don't",
       "S queries in the XL gallery: nested minus separate above .3",
-      {"S in XL:": both("S", "XL")}, 0.3, "above", "; ".join(controls),
+      {"S in XL:": (both("S", "XL"), 0.3)}, control="; ".join(controls),
     ),
     judged(
       "small queries find what large ones do",
       "in the XL gallery, XL minus S queries below .02",
-      {"XL minus S:": loss}, 0.02, "below",
+      {"XL minus S:": (loss, 0.02)}, direction="below",
       more=f"; S has {share:.2f} of the MACs of XL",
     ),
     judged(
       "hidden units that nobody trained interpolate",
       "each unseen part minus the next smaller trained one above -.01",
-      below["nested"], -0.01, "above",
+      below("nested", -0.01),
     ),
     judged(
       "widths that nobody trained don't",
       "each unseen part minus the next smaller trained one below -.02",
-      below["widths"], -0.02, "below",
+      below("widths", -0.02), direction="below",
     ),
   ]  # fmt: skip
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from vitscale.arms import best_rate
 from vitscale.core.config import load_module
 from vitscale.study import Run
 
@@ -110,7 +111,7 @@ def runs(scale: str, done: Mapping[str, Any]) -> list[Run]:
     )
     for lr in which.rates
   ]
-  lr = analysis.best_rate(done)
+  lr = best_rate(done)
   if lr is None:
     return named
   for seed in which.seeds:
