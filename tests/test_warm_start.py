@@ -1,5 +1,6 @@
 """Runs that start from another run: what they take, carry, skip and refuse."""
 
+import json
 import shutil
 
 import jax
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests import toys
-from tests.runs import assert_same_run
+from tests.runs import assert_same_run, python
 from vitscale import cli, study, warm_start
 from vitscale import train as train_lib
 from vitscale import workdir as workdir_lib
@@ -151,6 +152,12 @@ SMALL = {
 }  # fmt: skip
 
 
+WIDE = {
+  "family": "vit", "width": 16, "depth": 1, "num_heads": 2, "mlp_dim": 24,
+  "patch_size": 4, "head_dim": 8,
+}  # fmt: skip
+
+
 def logits(bench, params):
   image = np.random.default_rng(0).normal(
     size=(2, *bench.inputs[1]["image"].shape[1:])
@@ -185,8 +192,7 @@ def grown(parent, small, large, how):
     ),
     (
       "hypercloning",
-      {"family": "vit", "width": 16, "depth": 1, "num_heads": 2,
-       "mlp_dim": 24, "patch_size": 4, "head_dim": 8},
+      WIDE,
       {"num_heads": 4, "mlp_dim": 48, "width": 32},
     ),
   ],
@@ -242,6 +248,46 @@ def test_copied_moments_are_those_of_the_copies():
   assert gap(found["nu"], jax.tree.map(np.square, wanted)) < 1e-5
 
 
+@pytest.mark.parametrize("how", ["append", "hypercloning"])
+def test_growing_on_eight_devices(tmp_path, how):
+  """Placed over a mesh, the grown model and its moments are the same."""
+  small = SMALL if how == "append" else WIDE
+  more = {"tokens": 24} if how == "append" else {
+    "num_heads": 4, "mlp_dim": 48, "width": 32,
+  }  # fmt: skip
+  train(config(model=small, ema=0.0), tmp_path / "small")
+  done = python(
+    "-c", EIGHT, tmp_path / "small", json.dumps({**small, **more}), how,
+    JAX_PLATFORMS="cpu",
+    XLA_FLAGS="--xla_force_host_platform_device_count=8",
+  )  # fmt: skip
+  assert done.returncode == 0, done.stderr[-2000:]
+  found = json.loads(done.stdout.splitlines()[-1])
+  assert found["devices"] == 8 and found["gap"] < 1e-6
+  assert "warning: init" not in done.stderr
+
+
+EIGHT = """
+import json, sys
+import jax, numpy as np
+from tests.test_warm_start import config
+from vitscale import warm_start
+from vitscale.bench import build
+from vitscale.core import tree
+
+made = config(model=json.loads(sys.argv[2]), ema=0.0, seed=3)
+made.init = {"from": sys.argv[1], "how": sys.argv[3], "optimizer": "carry"}
+states = [
+  warm_start.begin(build(made, devices=jax.devices()[:n])) for n in (1, 8)
+]
+one, all_ = (tree.flatten({k: s[k] for k in ("params", "opt")}) for s in states)
+gap = max(float(np.abs(np.asarray(one[k]) - np.asarray(all_[k])).max())
+          for k in one)
+devices = len(next(iter(all_.values())).sharding.device_set)
+print(json.dumps({"gap": gap, "devices": devices}))
+"""
+
+
 def test_growing_that_changes_the_function_is_loud(tmp_path, capfd):
   small = {**SMALL, "scale_tokens": None, "ffn_scale_tokens": None}
   large = {**small, "tokens": 24, "ffn_tokens": 48}
@@ -268,6 +314,8 @@ def test_growing_that_changes_the_function_is_loud(tmp_path, capfd):
     ({"skip": "haed/.*"}, "skip='haed/.*' fits no parameter"),
     ({"skip": "head/.*", "how": "append"}, "goes with init.how=same"),
     ({"skip": "head/.*", "optimizer": "carry"}, "no moments to carry"),
+    ({"skip": "head/*("}, r"init.skip='head/\*\('"),
+    ({"rewire": ("mlp",), "optimizer": "carry"}, "in another order"),
   ],
 )
 def test_bad_init(parent, init, message):

@@ -75,7 +75,7 @@ def text(result: dict[str, Any]) -> str:
     lines += _spent(spent, seen)
   cut = result["metrics"]["cut"]
   for name, whole in result["metrics"]["full"].items():
-    if not name.endswith(("_se", "examples")):
+    if not name.endswith(("_se", "examples", "gallery")):
       line = f"  {name}: {whole:.4f} whole, {cut[name]:.4f} cut"
       flatters = name.partition("/")[0] in seen.get("evals", ())
       lines.append(line + (" (selected on these images)" if flatters else ""))

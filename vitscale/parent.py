@@ -29,6 +29,7 @@ class Parent:
   """A checkpoint of a run; it is looked at when something of it is asked for.
 
   Attributes:
+    path: as it was given.
     folder: workdir of the run.
     config: its config, as stored.
   """
@@ -39,7 +40,8 @@ class Parent:
     Raises:
       UserError: no run there.
     """
-    self.folder, self._named = workdir.root(Path(path).expanduser())
+    self.path = Path(path).expanduser()
+    self.folder, self._named = workdir.root(self.path)
     self.config: Mapping[str, Any] = read_json(self.folder / "run.json")[
       "config"
     ]

@@ -72,6 +72,7 @@ def train(
       checkpoint that can be verified.
   """
   began, workdir = time.perf_counter(), Path(workdir).absolute()
+  warm_start.of(config)  # refused before anything is built
   previous = distributed.from_main(record.claim, workdir, config)
   if previous and previous.get("status") == "finished":
     record.check_data(workdir, previous, sources.fingerprint(config))

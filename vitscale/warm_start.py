@@ -23,6 +23,7 @@ another width).
 
 import dataclasses
 import functools
+import re
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -34,7 +35,7 @@ import numpy as np
 from vitscale import models
 from vitscale.bench import Bench
 from vitscale.core import axes as axes_lib
-from vitscale.core import tree
+from vitscale.core import distributed, tree
 from vitscale.core.axes import AxisError
 from vitscale.core.config import Reader
 from vitscale.core.errors import UserError, nearest
@@ -89,6 +90,14 @@ def of(config: Mapping[str, Any]) -> WarmStart | None:
     value = getattr(start, key)
     if not isinstance(value, str) or value not in known:
       raise UserError(f"init.{key} {value!r}{nearest(value, known)}")
+  try:
+    re.compile(start.skip)
+  except (re.error, TypeError) as error:
+    raise UserError(f"init.skip={start.skip!r}: {error}") from error
+  if start.rewire and start.optimizer == "carry":
+    raise UserError(
+      "init.rewire puts units in another order: use init.optimizer=fresh"
+    )
   for axis in start.rewire:
     if axis not in REWIRED:
       raise UserError(f"init.rewire {axis!r}{nearest(axis, REWIRED)}")
@@ -130,7 +139,8 @@ def begin(bench: Bench) -> State:
   state = dict(bench.init(np.uint32(config["seed"])))
   for branch, parent in getattr(bench.task, "teachers", {}).items():
     abstract = bench.abstract["mutable"][branch]
-    read = tree.like(abstract, parent.read(abstract))
+    # Looked at anew: a bench outlives a teacher that trains on.
+    read = tree.like(abstract, Parent(parent.path).read(abstract))
     state["mutable"] = {**state["mutable"], branch: read}
   start = of(config)
   if start is None:
@@ -145,7 +155,12 @@ def begin(bench: Bench) -> State:
   if state["ema"]:
     state["ema"] = jax.tree.map(jnp.array, state["params"])
   if start.rewire:
+    if distributed.process_count() > 1:
+      raise UserError("init.rewire runs in one process: start the run there")
     state = dict(importance.rewired(bench, state, start.rewire))
+    for name in ("params", "ema"):
+      places = jax.tree.map(lambda x: x.sharding, bench.abstract[name])
+      state[name] = jax.device_put(state[name], places)
   return state
 
 
@@ -153,22 +168,24 @@ def check_function(bench: Bench, state: State, parent: Parent) -> float:
   """How far growing changed the logits; above TOLERANCE it is a warning.
 
   Returns:
-    The largest difference on a few training images, over the largest logit.
+    The largest difference on a few training images, over the largest logit,
+    in float32; 0 where there are several processes, which don't look.
   """
+  if distributed.process_count() > 1:
+    return 0.0
   config = Reader(parent.config["model"])
   small, _ = models.make(config, bench.source)
   batches = bench.batches(0, int(bench.config["seed"]))
   batch = next(batches)
   batches.close()
   image = bench.task.normalise(jnp.asarray(batch["image"][:IMAGES]))
-  logits = [
-    np.asarray(jax.jit(model.apply)({"params": params}, image)[0])
-    for model, params in (
-      (small, _whole(parent)),
-      (bench.model, state["params"]),
+  exact = {"dtype": "float32"} if hasattr(small, "dtype") else {}
+  pairs = (small, _whole(parent)), (bench.model, state["params"])
+  with jax.default_matmul_precision("highest"):
+    before, after = (
+      np.asarray(jax.jit(model.clone(**exact).apply)({"params": p}, image)[0])
+      for model, p in pairs
     )
-  ]
-  before, after = logits
   change = float(np.abs(after - before).max() / max(np.abs(before).max(), 1e-9))
   if change > TOLERANCE:
     print(
@@ -248,7 +265,8 @@ def _key(bench: Bench) -> jax.Array:
 def _whole(parent: Parent) -> Any:
   """Parameters in the parent's own sizes."""
   shapes = parent.shapes()
-  return tree.like(shapes, parent.read(shapes))
+  # On the host, so that a compiled growth places them over its own mesh.
+  return jax.device_get(tree.like(shapes, parent.read(shapes)))
 
 
 def _copies(
@@ -294,6 +312,8 @@ def _moments(parent: Parent, abstract: Any, like: Any = None) -> Any:
       f" parameters (opt/{other}): use init.optimizer=fresh"
     )
   found = parent.read(abstract, "opt")
+  if like is not abstract:
+    found = jax.device_get(found)
   return tree.like(like, found)
 
 

@@ -32,22 +32,32 @@ def load(
 
   workdir, named = root(Path(path))
   run = read_json(workdir / "run.json")
-  config = {k: v for k, v in run["config"].items() if k != "mesh"}
+  config = untaught(run["config"])
+  config = {k: v for k, v in config.items() if k != "mesh"}
   try:
     bench = build(config)  # on the devices that are here
   except UserError:  # model or batch don't divide over them
     bench = build(config, devices=jax.local_devices()[:1])
   store = CheckpointStore(workdir / "checkpoints")
   kept = "ema" if bench.abstract["ema"] else "params"
-  frozen = getattr(bench.task, "frozen", ())  # a teacher's: not the model's
   mutable = bench.abstract["mutable"]
-  mutable = {k: v for k, v in mutable.items() if k not in frozen}
   part = store.part(
     {kept: bench.abstract[kept], "mutable": mutable},
     {kept: kept, **{f"mutable/{k}": f"mutable/{k}" for k in mutable}},
     named if step is None else step,
   )
   return bench.model, {"params": part[kept], **part["mutable"]}
+
+
+def untaught(config: Mapping[str, Any]) -> dict[str, Any]:
+  """A config whose task has no teacher: all that its trained model needs."""
+
+  def plain(task: Mapping[str, Any]) -> dict[str, Any]:
+    if task["name"] == "distil":
+      return plain(task["of"])
+    return {**task, "of": plain(task["of"])} if "of" in task else dict(task)
+
+  return {**config, "task": plain(config["task"])}
 
 
 def root(path: Path) -> tuple[Path, int | None]:

@@ -109,6 +109,7 @@ def test_a_run_leaves_its_teacher_alone_and_resumes(teacher, tmp_path):
   kept = saved.read(parent.shapes(), "mutable/teacher")
   for path, x in parent.read(parent.shapes()).items():
     np.testing.assert_array_equal(kept[path], x)
+  shutil.rmtree(away)  # the model needs no teacher
   _, variables = workdir_lib.load(tmp_path / "again")
   assert list(variables) == ["params"]
   run = read_json(tmp_path / "again/run.json")
@@ -167,6 +168,7 @@ def test_microbatches_leave_the_teacher_bit_for_bit(teacher):
     ({"teacher": "nowhere"}, "nowhere is not a run"),
     ({"temperature": 0.0}, "temperature 0.0 is above 0"),
     ({"weight": -1.0}, "weight -1.0"),
+    ({"temperature": "hot"}, "task.temperature='hot': should be a number"),
     ({"of": {"name": "tests.toys"}}, "has no soft targets"),
     ({"wieght": 1.0}, "task.wieght"),
   ],

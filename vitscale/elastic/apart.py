@@ -64,15 +64,13 @@ def images(config: Mapping[str, Any], label: str | None = None) -> Apart:
   group = groups[label] if label is not None else _default(config, groups)
   data, split = group["data"], group["split"]
   trained = _asked(config, {"split": config["train"].get("split", "train")})
-  if (data, split) == (trained["data"], trained["split"]):
+  if _images(group) == _images(trained):
     raise UserError(
       f"{data['source']} {split} was trained on: scores there say nothing of"
       " held-out images; name another evaluation with --score-on"
     )
   same = tuple(
-    name
-    for name, other in groups.items()
-    if (other["data"], other["split"]) == (data, split)
+    name for name, other in groups.items() if _images(other) == _images(group)
   )
   _warn(group, groups, same, asked=label is not None)
   source = _make(data, split)
@@ -95,6 +93,14 @@ def _asked(
     "transform": group.get("transform", ""),
     "batch_size": group.get("batch_size", config["batch_size"]),
   }
+
+
+def _images(group: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+  """What images a group has, but for how many of them and how they look."""
+  looks = ("limit", "permute_seed", "upsample", "tile", "size")
+  return {k: v for k, v in group["data"].items() if k not in looks}, group[
+    "split"
+  ]
 
 
 def _default(

@@ -115,6 +115,8 @@ def cut(
     raise UserError(f"by {by!r}{nearest(by, ('prefix', 'importance'))}")
   if by == "importance" and spec is None:
     raise UserError("importance has no trained levels to mix: give a spec")
+  if score_on is not None and (budget is None or how == "least_slope"):
+    raise UserError("--score-on: nothing is scored here, leave it out")
   parsed = spec_lib.parse(spec) if spec is not None else None
   if budget is not None:
     select.check(how)
@@ -161,7 +163,8 @@ def open_run(path: str | Path, *, nested: bool) -> Nested:
   """
   folder, step = workdir.root(Path(path))
   run = read_json(folder / "run.json")
-  config = {k: v for k, v in run["config"].items() if k != "mesh"}
+  config = workdir.untaught(run["config"])
+  config = {k: v for k, v in config.items() if k != "mesh"}
   if nested and "granularities" not in config["task"]:
     raise UserError(
       f"{folder} was not trained nested: a prefix of its layers means nothing."
@@ -169,7 +172,9 @@ def open_run(path: str | Path, *, nested: bool) -> Nested:
     )
   bench = build(config, devices=jax.local_devices()[:1])
   store = CheckpointStore(folder / "checkpoints")
-  state, _ = store.restore(bench.abstract, step)
+  names = {k: k for k in bench.abstract if k != "mutable"}
+  names |= {f"mutable/{k}": f"mutable/{k}" for k in bench.abstract["mutable"]}
+  state = store.part(bench.abstract, names, step)  # all but a teacher
   return Nested(folder, run, bench, state)
 
 

@@ -26,6 +26,8 @@ def sampled(
     granularities: spec texts.
     weights: relative probability of each; uniform by default.
   """
+  if not isinstance(weights, tuple | list):
+    raise UserError(f"task.weights={weights!r}: should be a list of numbers")
   weights = tuple(weights) or (1.0,) * len(granularities)
   if len(weights) != len(granularities) or min(weights) <= 0:
     raise UserError(

@@ -160,7 +160,7 @@ def _sizes(model: nn.Module, spec: ElasticSpec) -> dict[str, tuple]:
   found: dict[str, tuple] = {"layers": (layers,)}
   for name in sorted(set(spec_lib.OPTIONS.values()) - {"depth"}):
     size = options.get(name)
-    many = isinstance(size, tuple)
+    many = isinstance(size, tuple) and name != "patch_size"
     found[name] = size if many else (size,) * max(len(layers), 1)
   return found
 

@@ -69,16 +69,16 @@ def rewired(
   the averaged parameters where the run kept them. The optimizer starts anew.
 
   Args:
-    bench: of the run, on one device.
+    bench: of the run, in one process.
     state: of the run.
     over: axes, "mlp" and "heads".
   """
   kept = state["ema"] or state["params"]
 
   @jax.jit
-  def measure(params, batch, key):
+  def measure(params, mutable, batch, key):
     def loss(params):
-      variables = {"params": params, **state["mutable"]}
+      variables = {"params": params, **mutable}
       rngs = dict(zip(("dropout", "mix"), jax.random.split(key)))
       return bench.task.loss(bench.model, variables, batch, rngs, {})[0]
 
@@ -91,7 +91,7 @@ def rewired(
     for i, batch in enumerate(itertools.islice(batches, BATCHES)):
       batch = sharding.shard_batch(batch, bench.mesh, bench.rules)
       with sharding.use(bench.mesh, bench.rules):
-        found = measure(kept, batch, jax.random.key(i))
+        found = measure(kept, state["mutable"], batch, jax.random.key(i))
       for axis, value in jax.device_get(found).items():
         totals[axis] = totals.get(axis, 0) + value
   finally:

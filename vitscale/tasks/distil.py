@@ -164,18 +164,21 @@ def make(config: Mapping[str, Any], source: Any) -> Task:
   task = plugin.module("tasks", inner["name"]).make(inner, source)
   if len(task.players) != 1 or not hasattr(task, "probabilities"):
     raise UserError(f"task.of {inner['name']!r} has no soft targets to teach")
+  if getattr(task, "frozen", ()):
+    raise UserError("task.of 'distil': one teacher is enough")
+  if not isinstance(config["teacher"], str):
+    raise UserError("task.teacher: should be the workdir of a run")
   parent = Parent(config["teacher"])
   model, _ = models.make(Reader(parent.config["model"]), source)
-  made = Task(
-    task,
-    model,
-    parent,
-    **{
-      key: float(config[key])
-      for key in ("weight", "temperature", "hidden")
-      if key in config
-    },
-  )
+  numbers = {
+    key: config[key]
+    for key in ("weight", "temperature", "hidden")
+    if key in config
+  }
+  for key, value in numbers.items():
+    if type(value) not in (int, float):
+      raise UserError(f"task.{key}={value!r}: should be a number")
+  made = Task(task, model, parent, **numbers)
   if made.temperature <= 0 or made.weight < 0 or made.hidden < 0:
     raise UserError(
       f"task: temperature {made.temperature} is above 0, weight {made.weight}"

@@ -48,6 +48,11 @@ class Recycle(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array, z: jax.Array) -> jax.Array:
     """Tokens (b, n, d) and those of the round before (b, n, e) -> (b, n, d)."""
+    if z.shape[1] != x.shape[1]:
+      raise UserError(
+        f"task.rounds: {z.shape[1]} tokens can't be added to {x.shape[1]}:"
+        " rounds share a patch"
+      )
     project = Linear(
       "embed@previous -> embed", (x.shape[-1],), name="projection"
     )
@@ -207,12 +212,17 @@ def make(config: Mapping[str, Any], source: Any) -> Task:
   task = plugin.module("tasks", inner["name"]).make(inner, source)
   if len(task.players) != 1 or task.players[0].loss != "loss":
     raise UserError(f"task.of {inner['name']!r} has several players")
+  if getattr(task, "frozen", ()):
+    raise UserError("rounds that recycle have no teacher: task.of=classify")
   given = config["rounds"]
   texts = spec_lib.preset(given) if isinstance(given, str) else given
   texts = tuple(str(spec_lib.parse(text)) for text in texts)
   if len(texts) < 2:
     raise UserError(f"task.rounds {', '.join(texts)}: want two or more")
-  weights = tuple(config.get("weights") or (1 / len(texts),) * len(texts))
+  weights = config.get("weights") or (1 / len(texts),) * len(texts)
+  if not isinstance(weights, tuple | list):
+    raise UserError(f"task.weights={weights!r}: should be one number a round")
+  weights = tuple(weights)
   if len(weights) != len(texts) or min(weights) < 0 or not sum(weights):
     raise UserError(
       f"task.weights {weights}: give one weight to each of the {len(texts)}"
