@@ -41,6 +41,7 @@ EXPECTED = {
     2,
   ),
 }  # fmt: skip
+LONG = ("04_elastic",)  # two minutes of compiling, even as a toy
 by_name = pytest.mark.parametrize("script", SCRIPTS, ids=lambda p: p.stem)
 
 
@@ -55,7 +56,14 @@ def test_every_notebook_has_a_script():
   assert {p.stem for p in COLABS.glob("*.ipynb")} == names == set(EXPECTED)
 
 
-@by_name
+@pytest.mark.parametrize(
+  "script",
+  [
+    pytest.param(p, marks=[pytest.mark.slow] if p.stem in LONG else [])
+    for p in SCRIPTS
+  ],
+  ids=lambda p: p.stem,
+)
 def test_script_runs(script, tmp_path):
   pytest.importorskip("IPython", reason="needs the extra [notebooks]")
   process = subprocess.run(
