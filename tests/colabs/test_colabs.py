@@ -41,7 +41,7 @@ EXPECTED = {
     2,
   ),
 }  # fmt: skip
-LONG = ("04_elastic",)  # two minutes of compiling, even as a toy
+LONG = ("03_plan_a_pod", "04_elastic")  # a minute or two, even as toys
 by_name = pytest.mark.parametrize("script", SCRIPTS, ids=lambda p: p.stem)
 
 

@@ -172,9 +172,11 @@ def open_run(path: str | Path, *, nested: bool) -> Nested:
     )
   bench = build(config, devices=jax.local_devices()[:1])
   store = CheckpointStore(folder / "checkpoints")
-  names = {k: k for k in bench.abstract if k != "mutable"}
-  names |= {f"mutable/{k}": f"mutable/{k}" for k in bench.abstract["mutable"]}
-  state = store.part(bench.abstract, names, step)  # all but a teacher
+  # All but a teacher, and what was logged of it.
+  parts = {key: bench.abstract[key] for key in ("mutable", "window")}
+  names = {key: key for key in bench.abstract if key not in parts}
+  names |= {f"{key}/{k}": f"{key}/{k}" for key in parts for k in parts[key]}
+  state = store.part(bench.abstract, names, step)
   return Nested(folder, run, bench, state)
 
 
