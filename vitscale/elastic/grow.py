@@ -52,7 +52,7 @@ def append(params: Any, names: Any, fresh: Any) -> Any:
       that grew along an axis that norms see.
   """
   named, big, small = (tree.flatten(t) for t in (names, fresh, params))
-  tree.check_same(small, big, "the small model", "the large one")
+  tree.check_same(small, big, "small model's parameters", "large one's")
   out = {}
   for path, new in big.items():
     old, axes = small[path], named[path]
