@@ -175,16 +175,14 @@ def _gradient(task, model, player, rest, mutable, draw):
 
 
 def _where(masks: Any, new: Any, old: Any) -> Any:
-  """`new` where a mask is set, else `old`; leaves go by the end of their path.
+  """`new` where a mask is set, else `old`, for leaves that mirror parameters.
 
-  Leaves that mirror no parameter (counters, factored moments) are new.
+  Other leaves (counters, factored moments) are new.
   """
   flat, found = tree.flatten(masks), {}
   before = tree.flatten(old)
   for path, x in tree.flatten(new).items():
-    parts = path.split("/")
-    ends = ("/".join(parts[start:]) for start in range(len(parts)))
-    mask = next((flat[end] for end in ends if end in flat), None)
+    mask = tree.mirrored(path, flat)
     fits = mask is not None and mask.shape == x.shape
     found[path] = jnp.where(mask, x, before[path]) if fits else x
   return tree.like(new, found)

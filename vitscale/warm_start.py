@@ -22,7 +22,6 @@ another width).
 """
 
 import dataclasses
-import functools
 import re
 import sys
 from collections.abc import Callable, Mapping
@@ -54,7 +53,7 @@ class WarmStart:
 
   Attributes:
     path: of the parent: a workdir or a step folder.
-    how: a key of METHODS.
+    how: one of METHODS.
     skip: regex of parameters that start from the seed.
     optimizer: "carry" takes the parent's moments along.
     rewire: axes whose most important units come first (elastic/importance.py),
@@ -147,11 +146,10 @@ def begin(bench: Bench) -> State:
     return state
   parent = Parent(start.path)
   try:
-    state = METHODS[start.how](bench, state, parent, start)
+    take = same if start.how == "same" else grown
+    take(bench, state, parent, start)
   except AxisError as error:
     raise UserError(f"init.how={start.how}: {error}") from error
-  if start.how != "same":
-    check_function(bench, state, parent)
   if state["ema"]:
     state["ema"] = jax.tree.map(jnp.array, state["params"])
   if start.rewire:
@@ -164,8 +162,38 @@ def begin(bench: Bench) -> State:
   return state
 
 
-def check_function(bench: Bench, state: State, parent: Parent) -> float:
+def same(bench: Bench, state: State, parent: Parent, start: WarmStart) -> None:
+  """Fills a state with the parent's parameters, but for those skipped."""
+  drawn = tree.flatten(state["params"])
+  found = parent.read(bench.abstract["params"], skip=start.skip)
+  state["params"] = tree.like(state["params"], drawn | found)
+  if start.optimizer == "carry":
+    state["opt"] = _moments(parent, bench.abstract["opt"])
+
+
+def grown(bench: Bench, state: State, parent: Parent, start: WarmStart) -> None:
+  """Fills a state with the parent grown, and says if that changed it."""
+  shapes = parent.shapes()
+  # On the host, so that a compiled growth places them over its own mesh.
+  small = jax.device_get(tree.like(shapes, parent.read(shapes)))
+  params, moments = GROWTHS[start.how](bench, small)
+  state["params"] = _placed(bench, "params", params)(state["params"], small)
+  if start.optimizer == "carry":
+    old = _moments(parent, parent.shapes("opt"), bench.abstract["opt"])
+    old = jax.device_get(old)
+    state["opt"] = _placed(bench, "opt", moments)(state["opt"], old)
+  check_function(bench, state, parent, small)
+
+
+def check_function(
+  bench: Bench, state: State, parent: Parent, params: Any
+) -> float:
   """How far growing changed the logits; above TOLERANCE it is a warning.
+
+  Args:
+    bench, state: of the large model.
+    parent: of the small one.
+    params: of the small one.
 
   Returns:
     The largest difference on a few training images, over the largest logit,
@@ -173,14 +201,13 @@ def check_function(bench: Bench, state: State, parent: Parent) -> float:
   """
   if distributed.process_count() > 1:
     return 0.0
-  config = Reader(parent.config["model"])
-  small, _ = models.make(config, bench.source)
+  small, _ = models.make(Reader(parent.config["model"]), bench.source)
   batches = bench.batches(0, int(bench.config["seed"]))
   batch = next(batches)
   batches.close()
   image = bench.task.normalise(jnp.asarray(batch["image"][:IMAGES]))
   exact = {"dtype": "float32"} if hasattr(small, "dtype") else {}
-  pairs = (small, _whole(parent)), (bench.model, state["params"])
+  pairs = (small, params), (bench.model, state["params"])
   with jax.default_matmul_precision("highest"):
     before, after = (
       np.asarray(jax.jit(model.clone(**exact).apply)({"params": p}, image)[0])
@@ -198,75 +225,42 @@ def check_function(bench: Bench, state: State, parent: Parent) -> float:
   return change
 
 
-# ------------------------------------------------------------------- methods
+# ------------------------------------------------------------------- growths
+
+# `(fresh, small) -> large`, of parameters and of an optimizer's state.
+Growth = tuple[Callable[[Any, Any], Any], Callable[[Any, Any], Any]]
 
 
-def _same(
-  bench: Bench, state: State, parent: Parent, start: WarmStart
-) -> State:
-  """The parent's parameters as they are, but for those that are skipped."""
-  drawn = tree.flatten(state["params"])
-  found = parent.read(bench.abstract["params"], skip=start.skip)
-  state["params"] = tree.like(state["params"], drawn | found)
-  if start.optimizer == "carry":
-    state["opt"] = _moments(parent, bench.abstract["opt"])
-  return state
-
-
-def _append(
-  bench: Bench, state: State, parent: Parent, start: WarmStart
-) -> State:
+def _append(bench: Bench, small: Any) -> Growth:
   """`grow.append` to the parameters drawn from the seed."""
-  params = _whole(parent)
-
-  def grown(fresh, small):
-    return grow.append(small, bench.names, fresh)
-
-  state["params"] = _placed(bench, "params", grown)(state["params"], params)
-  if start.optimizer == "carry":
-    moments = _moments(parent, parent.shapes("opt"), bench.abstract["opt"])
-    carried = lambda fresh, small: grow.append_moments(small, fresh)
-    state["opt"] = _placed(bench, "opt", carried)(state["opt"], moments)
-  return state
+  del small
+  return (
+    lambda fresh, small: grow.append(small, bench.names, fresh),
+    lambda fresh, small: grow.append_moments(small, fresh),
+  )
 
 
-def _copy(
-  key: jax.Array | None,
-  bench: Bench,
-  state: State,
-  parent: Parent,
-  start: WarmStart,
-) -> State:
-  """`grow.copy` of the parent's units, in turn or drawn by `key`."""
-  params = _whole(parent)
-  index = _copies(bench, params, key)
-  grown = lambda small: grow.copy(small, bench.names, index)
-  state["params"] = _placed(bench, "params", grown)(params)
-  if start.optimizer == "carry":
-    moments = _moments(parent, parent.shapes("opt"), bench.abstract["opt"])
-    carried = lambda small: grow.copy_moments(small, bench.names, index)
-    state["opt"] = _placed(bench, "opt", carried)(moments)
-  return state
+def _net2net(bench: Bench, small: Any) -> Growth:
+  """`grow.copy` of units drawn by the run's seed."""
+  key = jax.random.key(bench.config["seed"])
+  return _copy(bench, small, jax.random.fold_in(key, 0x6207))
 
 
-Method = Callable[[Bench, State, Parent, WarmStart], State]
-METHODS: dict[str, Method] = {
-  "same": _same,
+def _copy(bench: Bench, small: Any, key: jax.Array | None = None) -> Growth:
+  """`grow.copy` of all units in turn, or drawn by `key`."""
+  index = _copies(bench, small, key)
+  return (
+    lambda _, small: grow.copy(small, bench.names, index),
+    lambda _, small: grow.copy_moments(small, bench.names, index),
+  )
+
+
+GROWTHS: dict[str, Callable[[Bench, Any], Growth]] = {
   "append": _append,
-  "net2net": lambda bench, *rest: _copy(_key(bench), bench, *rest),
-  "hypercloning": functools.partial(_copy, None),
+  "net2net": _net2net,
+  "hypercloning": _copy,
 }
-
-
-def _key(bench: Bench) -> jax.Array:
-  return jax.random.fold_in(jax.random.key(bench.config["seed"]), 0x6207)
-
-
-def _whole(parent: Parent) -> Any:
-  """Parameters in the parent's own sizes."""
-  shapes = parent.shapes()
-  # On the host, so that a compiled growth places them over its own mesh.
-  return jax.device_get(tree.like(shapes, parent.read(shapes)))
+METHODS = ("same", *GROWTHS)
 
 
 def _copies(
@@ -311,10 +305,7 @@ def _moments(parent: Parent, abstract: Any, like: Any = None) -> Any:
       f"init.optimizer=carry: {parent.folder} has another optimizer or other"
       f" parameters (opt/{other}): use init.optimizer=fresh"
     )
-  found = parent.read(abstract, "opt")
-  if like is not abstract:
-    found = jax.device_get(found)
-  return tree.like(like, found)
+  return tree.like(like, parent.read(abstract, "opt"))
 
 
 def _placed(bench: Bench, branch: str, fn: Callable[..., Any]) -> Any:

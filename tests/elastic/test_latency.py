@@ -9,8 +9,8 @@ from tests.clock import Clock
 from tests.elastic.test_space import IMAGE, MODEL
 from vitscale.core.errors import UserError
 from vitscale.elastic import latency
+from vitscale.elastic.presets import preset
 from vitscale.elastic.space import Space, cost
-from vitscale.elastic.spec import preset
 
 LEVELS = [Fraction(1, 8), Fraction(1, 4), Fraction(1, 2), Fraction(1)]
 

@@ -9,9 +9,9 @@ from tests.elastic.test_space import MODEL, budget, space
 from vitscale import cli_cut
 from vitscale.core.errors import UserError
 from vitscale.elastic import evolve, select
+from vitscale.elastic.presets import preset
 from vitscale.elastic.score import Judge
 from vitscale.elastic.space import Space
-from vitscale.elastic.spec import preset
 
 SHAPES = (
   "increasing", "decreasing", "increasing_decreasing",

@@ -5,12 +5,13 @@ import functools
 import pytest
 
 from vitscale.core.errors import UserError
+from vitscale.elastic import presets
 from vitscale.elastic import space as space_lib
 from vitscale.elastic import spec as spec_lib
 from vitscale.elastic.space import Budget, Space
 from vitscale.models import vit
 
-FOUR = spec_lib.preset("matvit")
+FOUR = presets.preset("matvit")
 IMAGE = (8, 8, 1)
 MODEL = vit.Model(
   num_classes=4, width=16, depth=3, mlp_dim=32, num_heads=2, patch_size=4

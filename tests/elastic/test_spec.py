@@ -6,7 +6,8 @@ import pytest
 
 from vitscale.core.errors import UserError
 from vitscale.elastic import spec as spec_lib
-from vitscale.elastic.spec import ElasticSpec, parse, preset, resolve
+from vitscale.elastic.presets import preset
+from vitscale.elastic.spec import ElasticSpec, parse, resolve
 from vitscale.models import vit
 
 BIG = vit.Model(num_classes=5, width=32, depth=4, mlp_dim=64, num_heads=4)

@@ -8,6 +8,7 @@ import pytest
 from vitscale import study as study_lib
 from vitscale.bench import build
 from vitscale.core.config import load_module
+from vitscale.elastic import presets
 from vitscale.elastic import spec as spec_lib
 
 FOLDER = Path(__file__).parents[2] / "experiments" / "retrieval"
@@ -51,7 +52,7 @@ def test_arms_differ_in_what_they_say(study):
   assert runs["nested-s0"].total_epochs == 4 * runs["XL-s0"].total_epochs
   assert runs["widths-s0"].total_epochs == runs["nested-s0"].total_epochs
   assert runs["S-s1"].seed == runs["nested-s1"].seed == 1  # paired
-  scala = spec_lib.preset("scala:4")
+  scala = presets.preset("scala:4")
   assert set(runs["widths-s0"].task.granularities) == {*scala[:-1], "full"}
 
 

@@ -15,7 +15,7 @@ from vitscale.core import axes, draws, sharding, tree
 from vitscale.core.config import Reader
 from vitscale.core.errors import UserError
 from vitscale.core.log import read_rows
-from vitscale.elastic import spec as spec_lib
+from vitscale.elastic import presets
 from vitscale.models import vit
 from vitscale.tasks import nested
 from vitscale.train import train
@@ -136,7 +136,7 @@ def test_a_part_is_the_plain_task_on_the_small_model():
 
 def test_the_preset_is_the_same():
   assert task(granularities="matvit") == task()
-  assert spec_lib.preset("matvit") == FOUR
+  assert presets.preset("matvit") == FOUR
 
 
 def test_a_family_with_statistics_is_refused():

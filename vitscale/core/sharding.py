@@ -287,17 +287,14 @@ def follow(state: Any, shardings: Any, mesh: Mesh) -> Any:
   whole = NamedSharding(mesh, PartitionSpec())
 
   def place(path, leaf):
-    parts = tree_lib.keys(path)
-    for start in range(len(parts)):
-      found = flat.get("/".join(parts[start:]))
-      if found is None:
-        continue
-      try:
-        found.shard_shape(tuple(leaf.shape))
-      except ValueError:
-        break
-      return found
-    return whole
+    found = tree_lib.mirrored("/".join(tree_lib.keys(path)), flat)
+    if found is None:
+      return whole
+    try:
+      found.shard_shape(tuple(leaf.shape))
+    except ValueError:
+      return whole
+    return found
 
   return jax.tree_util.tree_map_with_path(place, state)
 

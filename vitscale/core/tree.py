@@ -86,6 +86,17 @@ def check_same(
       )
 
 
+def mirrored(path: str, flat: Mapping[str, Any]) -> Any:
+  """What `flat` has of the parameter that a leaf mirrors, or None.
+
+  Optimizer states and averages hold trees like the parameters': a leaf mirrors
+  the parameter that its path ends in; counters mirror none.
+  """
+  parts = path.split("/")
+  ends = ("/".join(parts[start:]) for start in range(len(parts)))
+  return next((flat[end] for end in ends if end in flat), None)
+
+
 # -------------------------------------------------------------------- rules
 
 

@@ -294,7 +294,7 @@ def plain(big: Nested, spec: ElasticSpec) -> tuple[dict[str, Any], Bench]:
   for key in ("mesh", "init"):
     config.pop(key, None)
   config["model"] = {**config["model"], **changes}
-  while config["task"]["name"] in ("nested", "distil"):  # no teacher either
+  while "of" in config["task"]:  # neither nested nor taught
     config["task"] = config["task"]["of"]
   for group in config.get("evals", {}).values():
     if group.get("name") == "nested":
@@ -311,8 +311,6 @@ def cut_state(big: Nested, spec: ElasticSpec, bench: Bench) -> dict[str, Any]:
   )
   state = {name: big.state[name] for name in bench.abstract}
   state |= {name: part(name) for name in ("params", "ema")}
-  mutable = bench.abstract["mutable"]
-  state["mutable"] = {name: big.state["mutable"][name] for name in mutable}
   try:
     state["opt"] = part("opt")
   except UserError as error:

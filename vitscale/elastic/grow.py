@@ -24,7 +24,6 @@ import numpy as np
 from vitscale.core import axes as axes_lib
 from vitscale.core import tree
 from vitscale.core.axes import Axes, AxisError
-from vitscale.elastic.slice import axes_of
 
 # A copied entry of these would count twice in a norm's mean unless all are
 # copied equally often.
@@ -175,7 +174,7 @@ def copy_moments(
   """
   named, out = tree.flatten(names), {}
   for path, x in tree.flatten(moments).items():
-    axes = axes_of(path, named)
+    axes = tree.mirrored(path, named)
     if axes is not None and len(axes.names) == len(x.shape):
       power = 2 if "nu" in path.split("/") else 1
       for dim, name in enumerate(axes.names):

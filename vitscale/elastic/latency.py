@@ -26,7 +26,7 @@ from vitscale.core import axes as axes_lib
 from vitscale.core import sharding
 from vitscale.core.errors import UserError
 from vitscale.elastic import spec as spec_lib
-from vitscale.elastic.space import cost
+from vitscale.elastic.space import Space, cost
 from vitscale.elastic.spec import ElasticSpec
 
 BATCH, REPEATS, WARM_UP = 8, 25, 3
@@ -106,9 +106,10 @@ class Table:
     Raises:
       UserError: times that don't rise with the levels.
     """
-    self._model, self._image, self._timed = model, image, timed
+    self._timed = timed
     parts = list(dict.fromkeys([*levels, spec_lib.WHOLE]))
-    models = [self._small((part,)) for part in parts]
+    small = lambda part: spec_lib.small(model, ElasticSpec(ffn=(part,)))[0]
+    models = [small(part) for part in parts]
     self.uniform = dict(zip(parts, timed(models)))
     self.whole = self.uniform[spec_lib.WHOLE]
     times = list(self.uniform.values())
@@ -120,34 +121,23 @@ class Table:
         " again, or a larger --latency-batch"
       )
     self._prices = {model: self.whole}
-    self._macs: dict[tuple[int, Fraction], int] = {}
+    self._macs = Space(
+      model,
+      [str(ElasticSpec(ffn=(part,))) for part in parts],
+      lambda little: cost("macs", little, image),
+    )
 
   def saved(self, layer: int, level: Fraction) -> float:
     """Of the whole model's time, by one layer at a level."""
-    share = self._macs_saved(layer, level) / sum(
-      self._macs_saved(i, level) for i in range(self._model.depth)
-    )
-    return share * (self.whole - self.uniform[level])
+    at = self._macs.levels.index(level)
+    macs = [self._macs.saved(i, at) for i in range(self._macs.depth)]
+    return macs[layer] / sum(macs) * (self.whole - self.uniform[level])
 
   def price(self, model: nn.Module) -> float:
     """Of the whole model as in the table, of any other measured once."""
     if model not in self._prices:
       self._prices[model] = self._timed([model])[0]
     return self._prices[model]
-
-  def _macs_saved(self, layer: int, level: Fraction) -> int:
-    if (layer, level) not in self._macs:
-      parts = [spec_lib.WHOLE] * self._model.depth
-      parts[layer] = level
-      macs = [
-        cost("macs", model, self._image)
-        for model in (self._model, self._small(tuple(parts)))
-      ]
-      self._macs[layer, level] = macs[0] - macs[1]
-    return self._macs[layer, level]
-
-  def _small(self, parts: tuple[Fraction, ...]) -> nn.Module:
-    return spec_lib.small(self._model, ElasticSpec(ffn=parts))[0]
 
 
 def here() -> dict[str, Any]:

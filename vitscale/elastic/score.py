@@ -17,10 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from vitscale.core import axes as axes_lib
-from vitscale.core import sharding, tree
+from vitscale.core import tree
 from vitscale.elastic import spec as spec_lib
 from vitscale.elastic.mixes import Mix
-from vitscale.elastic.slice import layer_of, nest
+from vitscale.elastic.slice import boxed, layer_of, nest
 from vitscale.elastic.space import Space
 from vitscale.elastic.spec import ElasticSpec
 from vitscale.elastic.trunk import NotShared, Trunk, layers_run
@@ -172,10 +172,8 @@ def _cut_loss(whole: Nest, spec: ElasticSpec, batches: Batches) -> float:
   run = jax.jit(lambda params, batch: sums(
     whole.task, little, {"params": params}, batch
   ))  # fmt: skip
-  first = {k: v[:1] for k, v in next(iter(batches())).items()}
-  with sharding.use(None):
-    init = lambda key: whole.task.init(little, key, first)
-    shapes = axes_lib.unbox(jax.eval_shape(init, jax.random.key(0)))["params"]
+  first = next(iter(batches()))
+  shapes = axes_lib.unbox(boxed(whole.task, little, first))["params"]
   params = nest(whole.params, whole.names, shapes, layers)
   return _mean(run(params, batch) for batch in batches())
 

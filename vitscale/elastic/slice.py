@@ -17,6 +17,7 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import flax.linen as nn
 import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
@@ -78,6 +79,18 @@ def nest(
   return tree.like(small, out)
 
 
+def boxed(task: Any, model: nn.Module, batch: Mapping[str, Any]) -> Any:
+  """Boxed shapes of what `task.init` makes, from a batch or its shapes."""
+  one = {
+    key: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype)
+    for key, x in batch.items()
+  }
+  with sharding.use(None):  # shapes only: places nothing
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    init = lambda key, batch: task.init(model, key, batch)
+    return jax.eval_shape(init, key, one)
+
+
 def _origin(path, flat, named, layers) -> tuple[Any, Axes | None]:
   """What a leaf of the small model is cut from, and its axes."""
   source, layer = path, None
@@ -93,7 +106,7 @@ def _origin(path, flat, named, layers) -> tuple[Any, Axes | None]:
       layer = None
   if source not in flat:
     raise AxisError(f"the big model has no {path}")
-  x, axes = flat[source], axes_of(source, named)
+  x, axes = flat[source], tree.mirrored(source, named)
   if axes is None or "layers" not in axes.names:
     return x, axes
   dim = axes.names.index("layers")
@@ -114,13 +127,6 @@ def layer_of(path: str) -> int | None:
 def _replaced(path: str, at: int, part: str) -> str:
   parts = path.split("/")
   return "/".join([*parts[:at], part, *parts[at + 1 :]])
-
-
-def axes_of(path: str, named: Mapping[str, Axes]) -> Axes | None:
-  """Of the parameter that a leaf mirrors: the one its path ends in."""
-  parts = path.split("/")
-  ends = ("/".join(parts[start:]) for start in range(len(parts)))
-  return next((named[end] for end in ends if end in named), None)
 
 
 def _resized(path, x, axes: Axes, target, patches, moments: bool) -> Any:

@@ -36,7 +36,7 @@ from vitscale.core import axes as axes_lib
 from vitscale.core import sharding, tree
 from vitscale.elastic import spec as spec_lib
 from vitscale.elastic.mixes import Mix
-from vitscale.elastic.slice import nest
+from vitscale.elastic.slice import boxed, nest
 from vitscale.elastic.spec import ElasticSpec
 from vitscale.nn.block import Stack, flatten, layer_name, per_layer
 
@@ -247,18 +247,14 @@ class _Opened:
 
 def _opened(task: Any, model: nn.Module, one: Mapping[str, Any]) -> _Opened:
   """Raises NotShared where the model is no single stack of blocks."""
-  with sharding.use(None):  # shapes only: places nothing
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    boxed = jax.eval_shape(
-      lambda key, batch: task.init(model, key, batch), key, one
+  shapes = boxed(task, model, one)
+  variables = axes_lib.unbox(shapes)
+  if set(variables) != {"params"}:
+    raise NotShared("it keeps statistics besides its parameters")
+  with sharding.use(None), _instead(lambda x: x) as seen:
+    jax.eval_shape(
+      lambda v, batch: task.predict(model, v, batch), variables, one
     )
-    variables = axes_lib.unbox(boxed)
-    if set(variables) != {"params"}:
-      raise NotShared("it keeps statistics besides its parameters")
-    with _instead(lambda x: x) as seen:
-      jax.eval_shape(
-        lambda v, batch: task.predict(model, v, batch), variables, one
-      )
   if len(seen) != 1:
     raise NotShared(
       f"{type(model).__module__} runs {len(seen)} stacks of blocks, not one"
@@ -272,11 +268,11 @@ def _opened(task: Any, model: nn.Module, one: Mapping[str, Any]) -> _Opened:
     stack.block(**{k: sizes[i] for k, sizes in each.items()})
     for i in range(depth)
   )
-  shapes = variables["params"]
-  inside = _at(shapes, call.path)
-  named = _at(axes_lib.names_of(boxed)["params"], call.path)
+  params = variables["params"]
+  inside = _at(params, call.path)
+  named = _at(axes_lib.names_of(shapes)["params"], call.path)
   prefix = "/".join(call.path) + "/"
-  flat = tree.flatten(shapes)
+  flat = tree.flatten(params)
   outside = {k: x for k, x in flat.items() if not k.startswith(prefix)}
   if sorted(inside) != sorted(map(layer_name, range(depth))):
     raise NotShared("its stack has parameters of its own")

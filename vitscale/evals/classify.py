@@ -32,19 +32,25 @@ def make(task: Any, model: Any) -> Callable[..., dict[str, jax.Array]]:
   def sums(
     variables: Mapping[str, Any], batch: Mapping[str, jax.Array]
   ) -> dict[str, jax.Array]:
-    scores = task.predict(model, variables, batch)
-    weight, nll = batch["weight"], scores["nll"]
-    found = {
-      "examples": weight.sum(),
-      "nll": (weight * nll).sum(),
-      "nll_squares": (weight * nll**2).sum(),
-      "correct": (weight * scores["correct"]).sum(),
-    }
-    if "probabilities" in scores:
-      found |= calibration(scores["probabilities"], batch["label"], weight)
-    return found
+    return totals(task.predict(model, variables, batch), batch)
 
   return sums
+
+
+def totals(
+  scores: Mapping[str, jax.Array], batch: Mapping[str, jax.Array]
+) -> dict[str, jax.Array]:
+  """Sums over the real rows of a batch of what a task predicts for it."""
+  weight, nll = batch["weight"], scores["nll"]
+  found = {
+    "examples": weight.sum(),
+    "nll": (weight * nll).sum(),
+    "nll_squares": (weight * nll**2).sum(),
+    "correct": (weight * scores["correct"]).sum(),
+  }
+  if "probabilities" in scores:
+    found |= calibration(scores["probabilities"], batch["label"], weight)
+  return found
 
 
 def calibration(

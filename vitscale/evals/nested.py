@@ -29,14 +29,17 @@ def make(task: Any, model: Any) -> Callable[..., Sums]:
     raise UserError("evals: 'nested' wants task.name 'nested', else 'classify'")
 
   def sums(variables: Mapping[str, Any], batch: Mapping[str, Any]) -> Sums:
-    found = {}
-    whole = task.predict(model, variables, batch).get("logits")
-    for text in dict.fromkeys(("full", *task.granularities)):
-      little, own = task.part(model, variables, batch, text)
-      found[text] = classify.make(task.task, little)(own, batch)
-      if text != "full" and whole is not None:
-        logits = task.task.predict(little, own, batch)["logits"]
-        found[text] |= _follows(logits, whole, batch["weight"])
+    whole = task.predict(model, variables, batch)
+    found = {"full": classify.totals(whole, batch)}
+    for text in task.granularities:
+      if text == "full":
+        continue
+      part = task.part(model, variables, batch, text)
+      scores = task.task.predict(*part, batch)
+      found[text] = classify.totals(scores, batch)
+      if "logits" in whole:
+        follows = _follows(scores["logits"], whole["logits"], batch["weight"])
+        found[text] |= follows
     return found
 
   return sums

@@ -5,7 +5,6 @@ names of `classify`, and those of the rounds before as `round_1/nll` and so on,
 as if every image went through all of them.
 """
 
-import types
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -28,15 +27,9 @@ def make(task: Any, model: Any) -> Callable[..., Sums]:
 
   def sums(variables: Mapping[str, Any], batch: Mapping[str, Any]) -> Sums:
     said = task.predictions(model, variables, batch)
-    return [_one(scores)(variables, batch) for scores in said]
+    return [classify.totals(scores, batch) for scores in said]
 
   return sums
-
-
-def _one(scores: Mapping[str, jax.Array]) -> Callable[..., Any]:
-  """The sums of `classify` for what was predicted already."""
-  said = types.SimpleNamespace(predict=lambda *_: scores)
-  return classify.make(said, None)
 
 
 def evaluate(

@@ -62,10 +62,6 @@ class Task:
   def teachers(self) -> dict[str, Parent]:
     return {TEACHER: self.parent}
 
-  @property
-  def classes(self) -> int:
-    return self.task.classes
-
   def init(self, model: nn.Module, key: jax.Array, batch: Any) -> Any:
     """Boxed variables of the student, and the teacher's as zeros."""
     image = self.task.normalise(batch["image"])
@@ -76,9 +72,6 @@ class Task:
 
   def normalise(self, image: jax.Array) -> jax.Array:
     return self.task.normalise(image)
-
-  def mix(self, image: jax.Array, target: jax.Array, key: jax.Array) -> Any:
-    return self.task.mix(image, target, key)
 
   def probabilities(self, logits: jax.Array) -> jax.Array:
     return self.task.probabilities(logits)

@@ -22,11 +22,12 @@ import jax
 import jax.numpy as jnp
 
 from vitscale import plugin
-from vitscale.core import axes, draws, sharding
+from vitscale.core import axes, draws
 from vitscale.core.errors import UserError, nearest
+from vitscale.elastic import presets
 from vitscale.elastic import spec as spec_lib
 from vitscale.elastic.draw import NAME, STRATEGIES
-from vitscale.elastic.slice import nest
+from vitscale.elastic.slice import boxed, nest
 from vitscale.tasks import Player
 
 REDUCE = ("sum", "mean")
@@ -143,8 +144,8 @@ class Task:
     if not spec.touched():
       return model, variables
     little, layers = spec_lib.small(model, spec)
-    names = axes.names_of(self._boxed(model, batch))["params"]
-    shapes = axes.unbox(self._boxed(little, batch))["params"]
+    names = axes.names_of(boxed(self.task, model, batch))["params"]
+    shapes = axes.unbox(boxed(self.task, little, batch))["params"]
     own = nest(variables["params"], names, shapes, layers)
     return little, {**variables, "params": own}
 
@@ -159,7 +160,7 @@ class Task:
     """
     if self.untouched == "moves":
       return None
-    whole = axes.unbox(self._boxed(model, batch))["params"]
+    whole = axes.unbox(boxed(self.task, model, batch))["params"]
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape), whole)
 
     def total(params):
@@ -170,16 +171,6 @@ class Task:
       return sum(x.sum() for x in jax.tree.leaves(parts))
 
     return jax.tree.map(lambda g: g != 0, jax.grad(total)(zeros))
-
-  def _boxed(self, model: nn.Module, batch: Mapping[str, Any]) -> Any:
-    one = {
-      key: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype)
-      for key, x in batch.items()
-    }
-    with sharding.use(None):  # shapes only: places nothing
-      key = jax.eval_shape(lambda: jax.random.key(0))
-      init = lambda key, batch: self.task.init(model, key, batch)
-      return jax.eval_shape(init, key, one)
 
   def predict(
     self, model: nn.Module, variables: Mapping[str, Any], batch: Any
@@ -199,9 +190,7 @@ def make(config: Mapping[str, Any], source: Any) -> Task:
   task = plugin.module("tasks", inner["name"]).make(inner, source)
   if len(task.players) != 1 or task.players[0].loss != "loss":
     raise UserError(f"task.of {inner['name']!r} has several players")
-  given = config["granularities"]
-  texts = spec_lib.preset(given) if isinstance(given, str) else given
-  texts = tuple(str(spec_lib.parse(text)) for text in texts)
+  texts = presets.texts(config["granularities"])
   if len(set(texts)) != len(texts) or len(texts) < 2:
     raise UserError(
       f"task.granularities {', '.join(texts)}: want two or more that differ"

@@ -34,7 +34,7 @@ import jax.numpy as jnp
 from vitscale import plugin
 from vitscale.core import axes
 from vitscale.core.errors import UserError
-from vitscale.elastic import spec as spec_lib
+from vitscale.elastic import presets
 from vitscale.elastic.exits import Carry, Stage, at_stack
 from vitscale.nn.linear import Linear
 from vitscale.tasks import Player, nested
@@ -214,9 +214,7 @@ def make(config: Mapping[str, Any], source: Any) -> Task:
     raise UserError(f"task.of {inner['name']!r} has several players")
   if getattr(task, "frozen", ()):
     raise UserError("rounds that recycle have no teacher: task.of=classify")
-  given = config["rounds"]
-  texts = spec_lib.preset(given) if isinstance(given, str) else given
-  texts = tuple(str(spec_lib.parse(text)) for text in texts)
+  texts = presets.texts(config["rounds"])
   if len(texts) < 2:
     raise UserError(f"task.rounds {', '.join(texts)}: want two or more")
   weights = config.get("weights") or (1 / len(texts),) * len(texts)
