@@ -73,9 +73,13 @@ def test_what_a_row_and_a_run_say(whole):
   )  # fmt: skip
   assert run["compute_dtype"] == "float32"
   assert run["gemm_flops_per_second"] > 1e6
-  for row in [*rows, run]:
+  # A window's FLOPs are those of the patches drawn in it; a run's, the mean.
+  spent = [row["flops"] for row in read_rows(workdir / "metrics.jsonl")]
+  window = np.diff([0, *spent]) / (2 * 16)  # two steps of 16 examples
+  assert len(set(window)) > 1
+  for row, flops in zip([*rows, run], [*window, run["flops_per_example"]]):
     assert row["mfu"] is None and row["of_ceiling"] > 0
-    expected = row["examples_per_second"] * run["flops_per_example"]
+    expected = row["examples_per_second"] * flops
     expected /= run["gemm_flops_per_second"] * run["devices"][1]
     assert row["of_ceiling"] == pytest.approx(expected, rel=1e-3)
   assert all(state["goodput"] is None for state in seen)  # no restart

@@ -63,6 +63,7 @@ class Bench:
   log_steps: int
   checkpoint_steps: int
   facts: dict[str, Any]  # run.json: params, FLOPs, tokens, fingerprints
+  flops: Mapping[draws.Drawn, float]  # of an example, by what a step draws
   parameters: str  # a table: shape, axes, placement; rate and decay
 
 
@@ -121,7 +122,7 @@ def build(
     return stream(start, seed, *sharding.data_block(mesh, rules))
 
   # Facts: parameters, FLOPs, durations.
-  facts = facts_lib.facts(
+  facts, flops = facts_lib.facts(
     task, reference, source, batch, abstract, names, chosen
   )
   model = models.for_platform(
@@ -243,6 +244,7 @@ def build(
     log_steps=log_steps,
     checkpoint_steps=checkpoint_steps,
     facts=facts,
+    flops=flops,
     parameters="\n\n".join(
       [
         placement.describe(names["params"], shapes["params"], placed["params"]),

@@ -19,8 +19,8 @@ def facts(
   abstract: Any,
   names: Any,
   chosen: tuple[draws.Draws, ...] = (),
-) -> dict[str, Any]:
-  """What run.json says before the first step.
+) -> tuple[dict[str, Any], dict[draws.Drawn, float]]:
+  """What run.json says before the first step, and FLOPs by what is drawn.
 
   Args:
     task: the task.
@@ -30,13 +30,14 @@ def facts(
     batch: shapes of a batch.
     abstract: variables as shapes.
     names: their axis names.
-    chosen: what steps draw; FLOPs are the mean over the draws.
+    chosen: what steps draw.
+
+  Returns:
+    The facts, whose FLOPs are the mean over the draws; and matrix-product
+    FLOPs of an example for each combination of draws.
   """
-  examples = min(batch["image"].shape[0], 2)
-  small = {
-    k: jax.ShapeDtypeStruct((examples, *x.shape[1:]), x.dtype)
-    for k, x in batch.items()
-  }
+  # Of a whole batch: resizing a patch kernel is paid once for all of it.
+  examples = batch["image"].shape[0]
   rest = {k: v for k, v in abstract.items() if k != "params"}
 
   def loss(params, rest, batch, draw):
@@ -52,19 +53,21 @@ def facts(
     return total
 
   matmul = elementwise = 0.0
+  costs: dict[draws.Drawn, float] = {}
   for share, draw in draws.outcomes(chosen):
     train = accounting.train_flops(
-      functools.partial(loss, draw=draw), abstract["params"], rest, small
+      functools.partial(loss, draw=draw), abstract["params"], rest, batch
     )
     matmul += share * train.matmul
     elementwise += share * train.elementwise
+    costs[tuple(sorted(draw.items()))] = train.matmul / examples
   _, out = jax.eval_shape(
-    lambda v, b: model.apply(v, task.normalise(b["image"])), abstract, small
+    lambda v, b: model.apply(v, task.normalise(b["image"])), abstract, batch
   )
   features = out["features"][-1][0]
   params = accounting.params_by_role(abstract["params"], names["params"])
   total = sum(math.prod(x.shape) for x in jax.tree.leaves(abstract["params"]))
-  return {
+  found = {
     "params": total,
     "params_non_embedding": params["non_embedding"],
     "params_by_role": params["roles"],
@@ -74,3 +77,4 @@ def facts(
     "train_examples": len(source),
     "data_fingerprint": source.fingerprint,
   }
+  return found, costs

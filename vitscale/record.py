@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from vitscale.bench import Bench
-from vitscale.core import ceiling
+from vitscale.core import ceiling, draws
 from vitscale.core import config as config_lib
 from vitscale.core.errors import UserError
 from vitscale.core.log import read_json
@@ -69,6 +69,7 @@ def describe(config: Mapping[str, Any], bench: Bench) -> dict[str, Any]:
   dtype = ceiling.dtype_of(bench.model)
   tokens = bench.facts["tokens_per_example"]
   examples = bench.total_steps * bench.batch_size
+  flops = draws.mean_of(bench.draws, bench.flops, config["seed"])
   return {
     "config": config_lib.to_dict(config),
     "config_digest": config_lib.digest(config),
@@ -89,7 +90,7 @@ def describe(config: Mapping[str, Any], bench: Bench) -> dict[str, Any]:
       "params_non_embedding": bench.facts["params_non_embedding"],
       "tokens_per_example": tokens,
       "examples": examples,
-      "flops": bench.facts["flops_per_example"] * examples,
+      "flops": flops(bench.total_steps) * examples,
       **dict(config.get("law_variables") or {}),
     },
   }

@@ -141,9 +141,7 @@ def _train(
       while step < bench.total_steps:
         watch.enter("data")
         batch = sharding.shard_batch(next(batches), bench.mesh, bench.rules)
-        draw = tuple(
-          sorted(draws.at(bench.draws, int(seed), data_step).items())
-        )
+        draw = draws.drawn(bench.draws, int(seed), data_step)
         state = watch.step(
           bench.step, state, batch, seed, lrs, draw=draw, number=step
         )

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 
 from vitscale.bench import Bench
-from vitscale.core import accounting, compiles, distributed, goodput
+from vitscale.core import accounting, compiles, distributed, draws, goodput
 from vitscale.core.chrono import Chrono
 from vitscale.core.ledger import Ledger, now
 from vitscale.core.log import read_rows
@@ -70,6 +70,12 @@ class Watch:
       began=began,
       before=before,
     )
+    # FLOPs of an example: mean over what was drawn before a step, and of each
+    # step of this window.
+    self._mean_flops = draws.mean_of(
+      bench.draws, bench.flops, bench.config["seed"]
+    )
+    self._flops: list[float] = []
     self._took: dict[Any, float] = {}  # draw -> seconds of one step
     self._busy_until = 0.0  # the devices, at least
 
@@ -125,6 +131,7 @@ class Watch:
       self._recompiled(number, taken, names)
     self._busy_until = called + self._took[draw]
     self.chrono.stepped()
+    self._flops.append(self.bench.flops[draw])
     return state
 
   def _fed(self, state: State) -> None:
@@ -176,22 +183,27 @@ class Watch:
       {"data_step": data_step} if data_step != step else {}
     )
     timing = {**at, **self.chrono.close()}
-    timing |= self.utilisation(timing["examples_per_second"])
     examples, facts = step * self.bench.batch_size, self.bench.facts
+    rate, of_window = timing["examples_per_second"], self._flops
+    mean = sum(of_window) / len(of_window) if of_window else 0.0
+    timing |= self.utilisation(rate, mean)
+    self._flops = []
     count = sums.pop("count") or float("nan")  # every batch was dropped
     row = {
       **at,
       "examples": examples,
       "tokens": examples * facts["tokens_per_example"],
-      "flops": examples * facts["flops_per_example"],
+      "flops": examples * self._mean_flops(data_step),
       **{f"train/{name}": value / count for name, value in sums.items()},
     }
     return row, timing
 
-  def utilisation(self, rate: float | None) -> dict[str, float | None]:
+  def utilisation(
+    self, rate: float | None, flops_per_example: float
+  ) -> dict[str, float | None]:
     """Model FLOPs against the published peak and the measured ceiling."""
     devices = list(self.bench.mesh.devices.flat)
-    flops = self.bench.facts["flops_per_example"] * (rate or 0.0)
+    flops = flops_per_example * (rate or 0.0)
     known = rate and self.ceiling
     return {
       "mfu": accounting.mfu(flops, 1.0, devices) if rate else None,
@@ -217,7 +229,7 @@ class Watch:
     return {
       "seconds": round(self.chrono.seconds, 3),
       "examples_per_second": rate,
-      **self.utilisation(rate),
+      **self.utilisation(rate, self.bench.facts["flops_per_example"]),
       "recompiles": self.recompiles,
       "goodput": goodput.report(spent, self.sessions),
     }

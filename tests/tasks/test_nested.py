@@ -163,7 +163,7 @@ def flops(draw, big=MODEL, size=8):
     def __len__(self):
       return 2
 
-  found = facts_lib.facts(
+  found, _ = facts_lib.facts(
     made, big, Data(), batch, axes.unbox(boxed), axes.names_of(boxed), (draw,)
   )
   return found["flops_per_example"]

@@ -14,12 +14,17 @@ _here = threading.local()
 
 @contextlib.contextmanager
 def watched() -> Iterator[list[str]]:
-  """Names of what this thread compiles inside, as it goes on."""
+  """Names of what this thread compiles inside, as it goes on.
+
+  Who watches around it hears of them at its end.
+  """
   _register()
   before, _here.names = getattr(_here, "names", None), []
   try:
     yield _here.names
   finally:
+    if before is not None:
+      before += _here.names
     _here.names = before
 
 

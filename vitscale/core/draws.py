@@ -2,15 +2,30 @@
 
     config.draws = {"patch_size": {"values": (2, 4), "weights": (1.0, 3.0)}}
 
+or with probabilities that change over the run, linearly between stages (a
+jump is two stages at one share); here patches from large to small:
+
+    config.draws = {
+      "patch_size": {
+        "values": (4, 2, 1),
+        "stages": (
+          (0.0, (1, 0, 0)), (0.5, (1, 0, 0)),  # 4 alone, then at once
+          (0.5, (0, 1, 0)), (1.0, (0, 0, 1)),  # from 2 gradually to 1
+        ),
+      }
+    }
+
 A draw is chosen from (seed, step) alone, so that every host and every resume
 draws the same, and has finitely many values, so that compiles are bounded:
 one step function per combination.
 """
 
+import collections
 import dataclasses
 import hashlib
 import itertools
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from vitscale.core.errors import UserError
@@ -108,24 +123,63 @@ def over(draws: tuple[Draws, ...], total_steps: int) -> tuple[Draws, ...]:
   )
 
 
-def make(config: Mapping[str, Any]) -> tuple[Draw, ...]:
-  """Draws from a config group `name -> {values, weights}`.
+def make(config: Mapping[str, Any]) -> tuple[Draws, ...]:
+  """Draws from a config group `name -> {values, weights | stages}`.
 
   Raises:
-    UserError: no values, or weights that don't fit the values.
+    UserError: no values, or weights or stages that don't fit the values.
   """
-  draws = []
+  made: list[Draws] = []
   for name in config:
     group = config[name]
-    values = tuple(group["values"])
-    weights = tuple(group.get("weights") or [1.0] * len(values))
-    if not values or len(weights) != len(values) or min(weights) <= 0:
+    values = tuple(
+      tuple(v) if isinstance(v, list) else v for v in group["values"]
+    )
+    weights, stages = group.get("weights"), group.get("stages")
+    if stages is None:
+      weights = _weights(name, len(values), weights)
+      made.append(Draw(name, values, weights))
+    elif weights is None:
+      made.append(Ramp(name, values, _stages(name, values, stages)))
+    else:
+      raise UserError(f"draws.{name}: give weights or stages, not both")
+  return tuple(made)
+
+
+def _weights(name: str, count: int, given: Any) -> tuple[float, ...]:
+  weights = tuple(given or [1.0] * count)
+  if not count or len(weights) != count or min(weights) <= 0:
+    raise UserError(
+      f"draws.{name}: {count} values and weights {weights};"
+      " give one positive weight per value"
+    )
+  return weights
+
+
+def _stages(name: str, values: tuple[Any, ...], given: Any) -> Any:
+  """(share, probabilities) of each stage, checked and normalised."""
+  where = f"draws.{name}.stages"
+  try:
+    stages = [(float(s), tuple(float(w) for w in row)) for s, row in given]
+  except (TypeError, ValueError):
+    raise UserError(
+      f"{where}: {given!r}; give pairs (share of the run, weights)"
+    ) from None
+  shares = [share for share, _ in stages]
+  rises = all(a <= b for a, b in itertools.pairwise(shares))
+  if len(stages) < 2 or (shares[0], shares[-1]) != (0.0, 1.0) or not rises:
+    raise UserError(f"{where}: shares {shares} should rise from 0 to 1")
+  for share, row in stages:
+    if len(row) != len(values) or min(row) < 0 or not 0 < sum(row) < math.inf:
       raise UserError(
-        f"draws.{name}: {len(values)} values and weights {weights};"
-        " give one positive weight per value"
+        f"{where}: weights {row} at {share:g}; give one per value"
+        f" {values}, none below 0 and not all 0"
       )
-    draws.append(Draw(name, values, weights))
-  return tuple(draws)
+  made = tuple((s, tuple(w / sum(row) for w in row)) for s, row in stages)
+  for value, weight in zip(values, Ramp(name, values, made).weights):
+    if not weight:
+      raise UserError(f"{where}: the value {value!r} is never drawn")
+  return made
 
 
 def at(draws: tuple[Draws, ...], seed: int, step: int) -> dict[str, Any]:
@@ -146,3 +200,43 @@ def outcomes(
       for value, weight in zip(draw.values, draw.weights)
     ]
   return found
+
+
+Drawn = tuple[tuple[str, Any], ...]  # one combination, by name
+
+
+def drawn(draws: tuple[Draws, ...], seed: int, step: int) -> Drawn:
+  """All draws of a step as a key: what one compiled step is made for."""
+  return tuple(sorted(at(draws, seed, step).items()))
+
+
+def mean_of(
+  draws: tuple[Draws, ...], costs: Mapping[Drawn, float], seed: int
+) -> Callable[[int], float]:
+  """`step -> mean cost` of the values really drawn before that step.
+
+  Args:
+    draws: of the run.
+    costs: of every combination.
+    seed: of the run.
+
+  Returns:
+    A function of the step alone: it counts on from the last step it was asked
+    for, which is only quicker (3 us a step and draw).
+  """
+  counts: collections.Counter[Drawn] = collections.Counter()
+  upto = 0
+
+  def mean(step: int) -> float:
+    nonlocal upto
+    if len(costs) == 1 or step < 1:
+      return sum(costs.values()) / len(costs)
+    if step < upto:
+      counts.clear()
+      upto = 0
+    counts.update(drawn(draws, seed, k) for k in range(upto, step))
+    upto = step
+    total = sum(counts[key] * cost for key, cost in costs.items())
+    return total / step
+
+  return mean
