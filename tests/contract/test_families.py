@@ -25,7 +25,7 @@ from vitscale.core import axes, tree
 from vitscale.core.accounting import count_flops, train_flops
 from vitscale.core.checkpoint import CheckpointStore
 from vitscale.core.errors import UserError
-from vitscale.nn import block
+from vitscale.nn import block, layers
 
 ROOT = Path(__file__).parents[2]
 
@@ -119,13 +119,13 @@ def test_gradients(fam, record_property):
 def test_scan(fam):
   """Scanned layers give the loss and gradients of looped ones to 1e-5."""
   need(fam, "scan")
-  stacked = block.stack_layers(fam.variables())
+  stacked = layers.stack_layers(fam.variables())
   shapes = fam.shapes(fam.toy.model(scan=True))
   assert jax.tree.map(jnp.shape, stacked) == jax.tree.map(jnp.shape, shapes)
   loss, y, grads = fam.outcome(stacked, scan=True)
   want_loss, want_y, want_grads = fam.outcome()
   assert gap((loss, y), (want_loss, want_y)) < 1e-5
-  assert gap(block.unstack_layers(grads), want_grads) < 1e-5
+  assert gap(layers.unstack_layers(grads), want_grads) < 1e-5
 
 
 def test_remat(fam, record_property):

@@ -9,7 +9,7 @@ from vitscale.core import axes
 from vitscale.core.axes import AxisError
 from vitscale.elastic.importance import importance
 from vitscale.models import vit
-from vitscale.nn import block
+from vitscale.nn import layers
 
 IMAGE = np.random.default_rng(0).normal(size=(3, 8, 8, 1)).astype("f4")
 MODEL = vit.Model(
@@ -57,14 +57,14 @@ def test_is_the_slope_of_a_mask_by_differences(params, axis):
 
 def test_scanned_is_looped(params):
   scanned = MODEL.clone(scan=True)
-  stacked = block.stack_layers(params)
+  stacked = layers.stack_layers(params)
   grads = jax.jit(jax.grad(loss))(params)
   for axis in WRITES:
     want = importance(
       params, grads, axes.names_of(boxed(MODEL))["params"], axis
     )
     got = importance(
-      stacked, block.stack_layers(grads),
+      stacked, layers.stack_layers(grads),
       axes.names_of(boxed(scanned))["params"], axis,
     )  # fmt: skip
     np.testing.assert_allclose(got, want, rtol=1e-5)

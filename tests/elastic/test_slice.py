@@ -21,7 +21,7 @@ from vitscale.core.errors import UserError
 from vitscale.elastic import spec as spec_lib
 from vitscale.elastic.slice import nest, rewire
 from vitscale.models import vit
-from vitscale.nn import block
+from vitscale.nn import layers as layers_lib
 
 IMAGE = np.random.default_rng(0).normal(size=(2, 8, 12, 3)).astype("f4")
 SPECS = (
@@ -83,8 +83,10 @@ def test_sliced_is_the_corner_of_the_kept_layers(text):
   flat = tree.flatten(variables())
   for path, x in tree.flatten(sliced).items():
     for new, old in enumerate(layers):
-      if f"/{block.layer_name(new)}/" in path:
-        path = path.replace(block.layer_name(new), block.layer_name(old))
+      if f"/{layers_lib.layer_name(new)}/" in path:
+        path = path.replace(
+          layers_lib.layer_name(new), layers_lib.layer_name(old)
+        )
         break
     corner = tuple(slice(n) for n in x.shape)
     np.testing.assert_array_equal(x, flat[path][corner], err_msg=path)
@@ -94,13 +96,13 @@ def test_sliced_is_the_corner_of_the_kept_layers(text):
 def test_scanned_gives_what_looped_gives(text):
   """A scanned big model; the small one scanned, or looped if layers differ."""
   scanned = model(scan=True)
-  stacked = block.stack_layers(variables())
+  stacked = layers_lib.stack_layers(variables())
   little, layers = small(text, scanned)
   sliced = nest(stacked, names(scanned), shapes(little), layers)
   loop, _ = small(text)
   want = nest(variables(), names(), shapes(loop), layers)
   if little.scan:
-    want = block.stack_layers(want)
+    want = layers_lib.stack_layers(want)
   jax.tree.map(np.testing.assert_array_equal, sliced, want)
 
 
@@ -172,7 +174,7 @@ def test_gradient_is_the_small_ones_and_zero_elsewhere(text, scan):
   big = model(scan=scan)
   little, layers = small(text, big)
   want, named = shapes(little), names(big)
-  whole = block.stack_layers(variables()) if scan else variables()
+  whole = layers_lib.stack_layers(variables()) if scan else variables()
   loss = lambda v: jnp.square(little.apply(v, IMAGE)[0] - 1).sum()
   grads = jax.jit(jax.grad(lambda v: loss(nest(v, named, want, layers))))(whole)
   cut = nest(whole, named, want, layers)
@@ -206,7 +208,7 @@ def optimizer(m, **config):
 @pytest.mark.parametrize("scan", [False, True])
 def test_moments_are_sliced_like_their_parameters(scan):
   big = model(scan=scan)
-  whole = block.stack_layers(variables()) if scan else variables()
+  whole = layers_lib.stack_layers(variables()) if scan else variables()
   params = whole["params"]
   little, layers = small("layers=1,3 ffn=1/2", big)
   state = optimizer(big).init(params)
@@ -240,7 +242,7 @@ def test_factored_moments_are_refused():
 @pytest.mark.parametrize("scan", [False, True])
 def test_rewiring_changes_nothing_but_what_a_prefix_is(scan):
   big = model(scan=scan)
-  whole = block.stack_layers(variables()) if scan else variables()
+  whole = layers_lib.stack_layers(variables()) if scan else variables()
   rng = np.random.default_rng(2)
   order = {
     "mlp": np.stack([rng.permutation(64) for _ in range(4)]),
@@ -252,7 +254,7 @@ def test_rewiring_changes_nothing_but_what_a_prefix_is(scan):
   want, _ = run(whole, IMAGE)
   got, _ = run({"params": params}, IMAGE)
   np.testing.assert_allclose(got, want, atol=1e-5)
-  looped = block.unstack_layers(params) if scan else params
+  looped = layers_lib.unstack_layers(params) if scan else params
   up = looped["encoder"]["block_02"]["mlp"]["up"]["kernel"]
   old = variables()["params"]["encoder"]["block_02"]["mlp"]["up"]["kernel"]
   np.testing.assert_array_equal(up, old[order["embed"]][:, order["mlp"][2]])

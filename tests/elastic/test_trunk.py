@@ -19,7 +19,7 @@ from vitscale.elastic.slice import nest
 from vitscale.elastic.space import Space
 from vitscale.elastic.trunk import NotShared, Trunk, layers_run
 from vitscale.models import vit
-from vitscale.nn import block
+from vitscale.nn import block, layers
 from vitscale.tasks import classify
 
 LEVELS = [Fraction(1, 8), Fraction(1, 4), Fraction(1, 2), Fraction(1)]
@@ -193,7 +193,7 @@ class Loose(nn.Module):
     x = image.reshape(len(image), -1)[:, :8]
     sizes = block.per_layer(self.mlp_dim, self.depth, "mlp_dim")
     for i, size in enumerate(sizes):
-      name = block.layer_name(i)
+      name = layers.layer_name(i)
       up = axes.param(self, f"{name}_up", "embed -> mlp", (8, size), axes.lecun)
       down = axes.param(
         self, f"{name}_down", "mlp -> embed", (size, 8), axes.lecun

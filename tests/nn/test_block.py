@@ -10,6 +10,7 @@ import pytest
 from vitscale.core import axes, sharding
 from vitscale.core.errors import UserError
 from vitscale.nn import block
+from vitscale.nn import layers as layers_lib
 
 TOY = functools.partial(block.Block, 16, 2, 8, 32)
 X = jax.random.normal(jax.random.key(0), (3, 5, 16))
@@ -55,7 +56,7 @@ def looped():
 
 def test_scan_equals_loop():
   scanned = stack(scan=True, layer_scale=0.5, qk_norm=True)
-  v = block.stack_layers(looped_variables())
+  v = layers_lib.stack_layers(looped_variables())
   abstract = jax.eval_shape(scanned.init, jax.random.key(0), X)
   jax.tree.map(
     lambda a, b: np.testing.assert_equal(a.shape, b.shape),
@@ -65,7 +66,7 @@ def test_scan_equals_loop():
   value, grads, out = value_and_grad(scanned, v)
   want_value, want_grads, want_out = looped()
   close(value, want_value)
-  close((block.unstack_layers(grads[0]), grads[1]), want_grads)
+  close((layers_lib.unstack_layers(grads[0]), grads[1]), want_grads)
   for i in range(2):
     close(block.parts_of(out, i), block.parts_of(want_out, i))
 
@@ -77,9 +78,11 @@ def test_scan_equals_loop():
 def test_remat_changes_no_number(remat, scan):
   module = stack(scan=scan, layer_scale=0.5, qk_norm=True, remat=remat)
   v = looped_variables()
-  value, grads, _ = value_and_grad(module, block.stack_layers(v) if scan else v)
+  value, grads, _ = value_and_grad(
+    module, layers_lib.stack_layers(v) if scan else v
+  )
   if scan:
-    grads = (block.unstack_layers(grads[0]), grads[1])
+    grads = (layers_lib.unstack_layers(grads[0]), grads[1])
   close((value, grads), looped()[:2])
 
 
@@ -167,24 +170,24 @@ def test_conversion_of_boxes_names_and_shapes():
   loop, scan = stack(), stack(scan=True)
   a = jax.eval_shape(loop.init, jax.random.key(0), X)
   b = jax.eval_shape(scan.init, jax.random.key(0), X)
-  assert axes.names_of(block.stack_layers(a)) == axes.names_of(b)
-  assert axes.names_of(block.unstack_layers(b)) == axes.names_of(a)
-  assert block.stack_layers(axes.names_of(a)) == axes.names_of(b)
-  assert axes.unbox(block.stack_layers(a)) == axes.unbox(b)
+  assert axes.names_of(layers_lib.stack_layers(a)) == axes.names_of(b)
+  assert axes.names_of(layers_lib.unstack_layers(b)) == axes.names_of(a)
+  assert layers_lib.stack_layers(axes.names_of(a)) == axes.names_of(b)
+  assert axes.unbox(layers_lib.stack_layers(a)) == axes.unbox(b)
 
 
 def test_conversion_round_trip_and_refusal():
   v = looped_variables()
-  back = block.unstack_layers(block.stack_layers(v))
+  back = layers_lib.unstack_layers(layers_lib.stack_layers(v))
   assert jax.tree.structure(back) == jax.tree.structure(v)
   jax.tree.map(np.testing.assert_array_equal, back, v)
   with pytest.raises(UserError, match="are not 0 to 1"):
-    block.stack_layers(
+    layers_lib.stack_layers(
       {k: p for k, p in v["params"].items() if k != "block_00"}
     )
   uneven = {"block_00": {"a": np.ones(2)}, "block_01": {"a": np.ones(3)}}
   with pytest.raises(UserError, match="layers differ"):
-    block.stack_layers(uneven)
+    layers_lib.stack_layers(uneven)
 
 
 def test_unknown_options_name_the_nearest():

@@ -22,7 +22,7 @@ def test_any_grid(kind):
   same, v = apply(kind, (3, 4))
   other, _ = apply(kind, (6, 5), init_grid=(3, 4))
   assert same.shape == (2, 3, 4, 8) and other.shape == (2, 6, 5, 8)
-  assert bool(v) == (kind in ("learned", "factorized"))
+  assert bool(v) == (kind in ("learned", "factorized", "fractional", "glpe"))
   moves = np.abs(other).max() > 0
   assert moves == (kind not in ("rope2d", "none"))
 

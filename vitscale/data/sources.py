@@ -12,9 +12,9 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from vitscale.core.call import bind
 from vitscale.core.errors import UserError, nearest
 from vitscale.data import fashion, folder, synthetic
-from vitscale.data.call import bind
 from vitscale.data.source import (
   Source,
   limited,

@@ -11,16 +11,15 @@ depends on (seed, epoch, sample) and never on the rest of its batch. Mixing
 samples (mixup, cutmix) is the task's business, on the device.
 """
 
-import ast
 import inspect
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from vitscale.core import call
 from vitscale.core.errors import UserError, nearest
 from vitscale.data import augment, pixels
-from vitscale.data.call import bind
 from vitscale.data.random import Rng
 
 Image = np.ndarray | list[np.ndarray]
@@ -59,37 +58,17 @@ def parse(text: str) -> Transform:
   Raises:
     UserError: unknown operation or argument, or no literal value.
   """
-  calls, known = [], operations()
+  calls, known, what = [], operations(), f"transform {text!r}"
   for part in text.split("|") if text.strip() else []:
-    name, args, kwargs = _call(part, text)
+    name, args, kwargs = call.read(part, what)
     if name not in known:
       hint = nearest(name, known)
-      raise UserError(f"transform {text!r}: no operation {name!r}{hint}")
-    what = f"transform {text!r}"
-    arguments = bind(known[name], args, kwargs, what=what, skip=2)
+      raise UserError(f"{what}: no operation {name!r}{hint}")
+    arguments = call.bind(known[name], args, kwargs, what=what, skip=2)
     # The second flip of a chain must not repeat the draws of the first.
     earlier = sum(op is known[name] for _, op, _ in calls)
     calls.append((f"{name}.{earlier}", known[name], arguments))
   return Transform(text, calls)
-
-
-def _call(part: str, text: str) -> tuple[str, list, dict]:
-  """`crop(28, pad=2)` -> ("crop", [28], {"pad": 2})."""
-  try:
-    node = ast.parse(part.strip(), mode="eval").body
-    if isinstance(node, ast.Name):
-      return node.id, [], {}
-    if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
-      raise ValueError
-    kwargs = {k.arg: ast.literal_eval(k.value) for k in node.keywords}
-    if None in kwargs:  # **something
-      raise ValueError
-    return node.func.id, [ast.literal_eval(a) for a in node.args], kwargs
-  except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError):
-    raise UserError(
-      f"transform {text!r}: cannot read {part.strip()!r}; write operations "
-      f"with literal arguments, such as random_crop(28, pad=2)|flip_lr"
-    ) from None
 
 
 # Operations: geometry --------------------------------------------------------

@@ -28,7 +28,7 @@ from vitscale.core.axes import Axes, AxisError
 from vitscale.core.errors import UserError
 from vitscale.core.mesh import axis_entry, axis_tuple
 from vitscale.nn import patch as patch_lib
-from vitscale.nn.block import LAYER, layer_name
+from vitscale.nn.layers import LAYER, layer_name
 from vitscale.nn.position import resample
 
 STACKED = "blocks"  # where a scanned stack keeps what a loop has per layer

@@ -38,7 +38,8 @@ from vitscale.elastic import spec as spec_lib
 from vitscale.elastic.mixes import Mix
 from vitscale.elastic.slice import boxed, nest
 from vitscale.elastic.spec import ElasticSpec
-from vitscale.nn.block import Stack, flatten, layer_name, per_layer
+from vitscale.nn.block import Stack, flatten, per_layer
+from vitscale.nn.layers import layer_name
 
 AHEAD = 8  # results that may still be computing: bounds the memory they hold
 Ask = Callable[[Any, nn.Module, Mapping[str, Any], Mapping[str, Any]], Any]

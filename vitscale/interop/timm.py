@@ -22,7 +22,8 @@ from vitscale.core import axes, tree
 from vitscale.core.errors import UserError
 from vitscale.models.vit import Model
 from vitscale.nn import patch as patch_lib
-from vitscale.nn.block import per_layer, stack_layers, unstack_layers
+from vitscale.nn.block import per_layer
+from vitscale.nn.layers import stack_layers, unstack_layers
 from vitscale.nn.position import Position
 
 State = Mapping[str, np.ndarray]

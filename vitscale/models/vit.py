@@ -4,8 +4,9 @@ An image is cut into patches (Dosovitskiy et al., 2010.11929); tokens pass
 through pre-norm blocks; a pooled token gives the logits. Options of later
 work that changes nothing else: registers (2309.16588), attention pooling
 (2106.04560), QK-norm (2302.05442), LayerScale (2103.17239), stochastic depth
-(1603.09382), SwiGLU (2002.05202), 2-D RoPE (2403.13298), and any patch size at
-run time with one canonical kernel (FlexiViT, 2212.08013).
+(1603.09382), SwiGLU (2002.05202), 2-D RoPE (2403.13298), any patch size at run
+time with one canonical kernel (FlexiViT, 2212.08013), another token mixer
+(nn/mixers), and a table of token values instead of a kernel (2406.09415).
 
 Initialisation: matrices of blocks Xavier uniform (q, k, v each as its own),
 patch kernel LeCun normal, tables, class token and registers normal 0.02,
@@ -24,13 +25,15 @@ import jax.numpy as jnp
 from vitscale.core import axes, sharding
 from vitscale.core.errors import UserError, nearest
 from vitscale.nn import attention as attention_lib
+from vitscale.nn import mixers, tokens
 from vitscale.nn import patch as patch_lib
 from vitscale.nn import position as position_lib
 from vitscale.nn.block import Block, Stack, per_layer
-from vitscale.nn.ffn import Mlp
+from vitscale.nn.grid import Grid
 from vitscale.nn.linear import Linear
-from vitscale.nn.norm import NORMS, LayerNorm
+from vitscale.nn.norm import NORMS
 from vitscale.nn.patch import PatchEmbed, Size
+from vitscale.nn.pool import MapHead
 from vitscale.nn.position import Position
 
 _SIZES = ("width", "depth", "mlp_dim", "num_heads")
@@ -87,53 +90,6 @@ def variant(name: str) -> dict[str, Any]:
   return kwargs
 
 
-class MapHead(nn.Module):
-  """Attention pooling: one learned query reads the tokens, then an MLP.
-
-  Query and keys have separate kernels, as in big_vision and SigLIP.
-  """
-
-  width: int
-  mlp_dim: int
-  num_heads: int
-  head_dim: int
-  gelu: str = "tanh"
-  bias: bool = True
-  norm_eps: float = 1e-6
-  attention: str = "auto"
-  dtype: str = "float32"
-
-  @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """(b, n, d) -> (b, d)."""
-    heads = (self.num_heads, self.head_dim)
-    linear = functools.partial(Linear, bias=self.bias, dtype=self.dtype)
-    probe = axes.param(
-      self, "probe", "registers embed", (1, self.width), axes.normal(0.02)
-    )
-    q = linear("embed -> heads head_dim", heads, name="q")(probe)
-    q = jnp.broadcast_to(q, (len(x), *q.shape))
-    init = attention_lib.square_init
-    kv = linear(
-      "embed -> qkv heads head_dim", (2, *heads), init=init, name="kv"
-    )(x)
-    y = attention_lib.attend(
-      q, kv[:, :, 0], kv[:, :, 1], backend=self.attention
-    )
-    y = linear("heads head_dim -> embed", (self.width,), name="out")(y)
-    y = y[:, 0]
-    norm = LayerNorm(self.norm_eps, dtype=self.dtype, name="norm")
-    mlp = Mlp(
-      self.width,
-      self.mlp_dim,
-      gelu=self.gelu,
-      bias=self.bias,
-      dtype=self.dtype,
-      name="mlp",
-    )
-    return y + mlp(norm(y))
-
-
 class Model(nn.Module):
   """Vision transformer.
 
@@ -150,7 +106,9 @@ class Model(nn.Module):
       the canonical one by default; a model cut at another patch keeps it.
     pool: "mean" over patches | "cls" | "map" (attention).
     registers: extra learned tokens that are not pooled.
-    position: "learned" | "sincos2d" | "factorized" | "rope2d" | "none".
+    position: one of `vitscale.nn.position.KINDS`.
+    position_grid: rows and columns at which learned tables are stored, so that
+      they are as large at every patch; None for the first grid that is seen.
     prefix_position: a learned position for class token and registers too.
       Redundant (it adds to the token), but what timm counts.
     norm_pooled: the last norm acts on the pooled token, not on all tokens
@@ -161,6 +119,12 @@ class Model(nn.Module):
     scan: stack the layers and scan over them.
     remat: what the backward pass recomputes, see `vitscale.nn.block.REMAT`.
     attention: back end, see `vitscale.nn.attention.choose`.
+    mixer: token mixer and its options, see `vitscale.nn.mixers.parse`.
+    ffn_blocks: see `Block`.
+    vocabulary: the image holds integers below it, one token each (patch 1),
+      looked up in a table; a sequence is an image of one row. None for pixels.
+    pad_token: such tokens at the end are padding: nobody attends to them and
+      they are not pooled. None for none.
   """
 
   num_classes: int
@@ -175,6 +139,7 @@ class Model(nn.Module):
   pool: str = "mean"
   registers: int = 0
   position: str = "learned"
+  position_grid: Size | None = None
   prefix_position: bool = False
   norm_pooled: bool = False
   ffn: str = "gelu"
@@ -190,6 +155,10 @@ class Model(nn.Module):
   scan: bool = False
   remat: str | None = None
   attention: str = "auto"
+  mixer: str = "softmax"
+  ffn_blocks: int = 1
+  vocabulary: int | None = None
+  pad_token: int | None = None
 
   @nn.compact
   def __call__(
@@ -224,23 +193,36 @@ class Model(nn.Module):
     out: dict[str, Any] = {}
 
     # Patches, with positions.
-    embed = PatchEmbed(self.width, canonical, self.dtype, name="embed")
-    x = out["stem"] = embed(image, patch)
+    lengths = None
+    if self.vocabulary is None:
+      embed = PatchEmbed(self.width, canonical, self.dtype, name="embed")
+      x = embed(image, patch)
+    else:
+      embed = tokens.TokenEmbed(
+        self.width, self.vocabulary, self.dtype, name="embed"
+      )
+      x = embed(image, patch)
+      if self.pad_token is not None:
+        lengths = tokens.lengths_of(image, self.pad_token)
+    out["stem"] = x
     b, *grid, d = x.shape
-    x = Position(self.position, name="positions")(x, scale)
+    stored = self.position_grid and patch_lib.pair(self.position_grid)
+    x = Position(self.position, grid=stored, name="positions")(x, scale)
     x = out["with_position"] = x.reshape(b, -1, d)
 
     # Class token and registers in front.
     prefix = self._prefix()
     x = jnp.concatenate([jnp.tile(p, (b, 1, 1)) for p in prefix] + [x], 1)
     first = x.shape[1] - grid[0] * grid[1]
+    who = {"grid": Grid(*grid, first)}
+    if lengths is not None:
+      who["lengths"] = lengths + first
     x = sharding.constrain(x, "batch", "sequence", "embed")
 
     # Transformer.
-    rope = None
     if self.position == "rope2d":
       where = position_lib.coordinates(tuple(grid), scale)
-      rope = position_lib.rope2d(where, head_dim, prefix=first)
+      who["rope"] = position_lib.rope2d(where, head_dim, prefix=first)
     x = nn.Dropout(self.dropout)(x, deterministic=not train)
     block = functools.partial(
       Block,
@@ -256,13 +238,16 @@ class Model(nn.Module):
       dropout=self.dropout,
       remat=self.remat,
       backend=self.attention,
+      mixer=mixers.parse(self.mixer),
+      local=self.position == "glpe",
+      ffn_blocks=self.ffn_blocks,
       dtype=self.dtype,
     )
     sizes = {"num_heads": self.num_heads, "mlp_dim": self.mlp_dim}
     encoder = Stack(
       block, self.depth, self.scan, self.drop_path, sizes, name="encoder"
     )
-    x, out["encoder"] = encoder(x, train=train, rope=rope)
+    x, out["encoder"] = encoder(x, train=train, **who)
     norm = NORMS[self.norm](self.norm_eps, dtype=self.dtype, name="final_norm")
     if not self.norm_pooled:
       x = norm(x)
@@ -271,7 +256,9 @@ class Model(nn.Module):
 
     # Pool and classify.
     if self.pool == "mean":
-      x = x[:, first:].mean(1, dtype=jnp.float32)
+      x = x[:, first:]
+      real = None if lengths is None else tokens.real(lengths, x.shape[1])
+      x = x.mean(1, dtype=jnp.float32, where=real)
     elif self.pool == "cls":
       x = x[:, 0]
     else:
@@ -286,7 +273,7 @@ class Model(nn.Module):
         attention=self.attention,
         dtype=self.dtype,
         name="map_head",
-      )(x)
+      )(x, who.get("lengths"))
     if self.norm_pooled:
       x = norm(x)
     x = out["pre_logits"] = x.astype(jnp.float32)[:, : self.out_dim]
@@ -306,11 +293,11 @@ class Model(nn.Module):
     table = lambda name, n: axes.param(
       self, name, "registers embed", (n, self.width), axes.normal(0.02)
     ).astype(self.dtype)
-    tokens = [table(name, n) for name, n in count.items() if n]
-    if self.prefix_position and tokens:
-      both = jnp.concatenate(tokens)
+    made = [table(name, n) for name, n in count.items() if n]
+    if self.prefix_position and made:
+      both = jnp.concatenate(made)
       return [both + table("prefix_positions", len(both))]
-    return tokens
+    return made
 
 
 def head_dim_of(
@@ -335,7 +322,7 @@ def flops_per_image(
 ) -> int:
   """Multiply-accumulates of one forward pass of one image, by hand.
 
-  Matrix products only, attention over all pairs of tokens, canonical patch;
+  Matrix products only, softmax over all pairs of tokens, canonical patch;
   twice this is the forward FLOPs, six times it those of a training step.
   The contract tests hold the count on the jaxpr against it.
 
@@ -353,7 +340,7 @@ def flops_per_image(
   heads = per_layer(model.num_heads, model.depth, "num_heads")
   hidden = per_layer(model.mlp_dim, model.depth, "mlp_dim")
   attend = functools.partial(attention_lib.macs, head_dim=hd)
-  total = gh * gw * ph * pw * c * d
+  total = 0 if model.vocabulary else gh * gw * ph * pw * c * d
   for k, m in zip(heads, hidden):
     total += 4 * n * d * k * hd + attend(n, n, k)
     total += (3 if model.ffn == "swiglu" else 2) * n * d * m

@@ -13,15 +13,18 @@ Where a mesh splits the sequence, nn/context.py brings the tokens together.
 
 import functools
 import math
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from vitscale.core import sharding
+from vitscale.core import axes, sharding
 from vitscale.core.errors import UserError, nearest
 from vitscale.nn import context, position, tiled
+from vitscale.nn.depthwise import Depthwise
+from vitscale.nn.grid import Grid
 from vitscale.nn.linear import Linear
 from vitscale.nn.norm import LayerNorm
 
@@ -223,7 +226,7 @@ square_init = jax.nn.initializers.variance_scaling(
 class Attention(nn.Module):
   """Multi-head self-attention with its own parameters.
 
-  The call is `merge(attend(heads(x)))`; a block may call the three parts apart,
+  The call is `merge(attend(*heads(x)))`; a block calls the three parts apart,
   to recompute the first and the last and keep the middle.
 
   Attributes:
@@ -233,6 +236,10 @@ class Attention(nn.Module):
     bias: biases on qkv and out.
     backend: see `choose`.
     dtype: compute type.
+    core: makes the module that mixes q, k, v instead of softmax, see
+      `vitscale.nn.mixers`.
+    local: adds a depthwise 3 x 3 convolution of v, one for all heads and zero
+      at first (the local part of GLPE, 2212.00776 section 3.3).
   """
 
   width: int
@@ -243,6 +250,8 @@ class Attention(nn.Module):
   norm_eps: float = 1e-6
   backend: str = "auto"
   dtype: str = "float32"
+  core: Callable[..., nn.Module] | None = None
+  local: bool = False
 
   def setup(self):
     shape = (3, self.num_heads, self.head_dim)
@@ -255,6 +264,12 @@ class Attention(nn.Module):
     if self.qk_norm:
       self.q_norm = LayerNorm(self.norm_eps, "head_dim", self.dtype)
       self.k_norm = LayerNorm(self.norm_eps, "head_dim", self.dtype)
+    if self.core is not None:
+      self.mix = self.core(
+        num_heads=self.num_heads, head_dim=self.head_dim, dtype=self.dtype
+      )
+    if self.local:
+      self.near = Depthwise("head_dim", self.head_dim, axes.zeros, self.dtype)
 
   def heads(
     self, x: jax.Array, *, batch: int, rope: position.Rope | None = None
@@ -270,15 +285,24 @@ class Attention(nn.Module):
     names = ("batch", "sequence", "heads", "head_dim")
     return tuple(sharding.constrain(t, *names) for t in (q, k, v))
 
+  def attend(self, q, k, v, *, grid: Grid | None = None, **who) -> jax.Array:
+    """q, k, v -> (b, n, h, hd); `who`: lengths, segment_ids."""
+    if self.core is None:
+      y = attend(q, k, v, backend=self.backend, **who)
+    else:
+      y = self.mix(q, k, v, grid=grid, **who)
+    if self.local:
+      if grid is None:
+        raise UserError("position 'glpe' needs whole images, not packed ones")
+      prefix, image = grid.split(v)
+      y = y + grid.join(jnp.zeros_like(prefix), self.near(image))
+    return y
+
   def merge(self, x: jax.Array, *, flat: bool) -> jax.Array:
     """(b, n, h, hd) -> (b * n, d) if `flat`, else (b, n, d)."""
     if flat:
       x = x.reshape(-1, *x.shape[2:])
     return self.out(x)
-
-  def attend(self, q, k, v, **who) -> jax.Array:
-    """`attend` with this module's back end; `who`: lengths, segment_ids."""
-    return attend(q, k, v, backend=self.backend, **who)
 
   def __call__(
     self,
@@ -286,13 +310,11 @@ class Attention(nn.Module):
     *,
     batch: int | None = None,
     rope: position.Rope | None = None,
-    lengths: jax.Array | None = None,
-    segment_ids: jax.Array | None = None,
+    **who,
   ) -> jax.Array:
     """(b, n, d), or (b * n, d) with `batch`, to the same shape."""
     batch = len(x) if batch is None else batch
-    q, k, v = self.heads(x, batch=batch, rope=rope)
-    y = self.attend(q, k, v, lengths=lengths, segment_ids=segment_ids)
+    y = self.attend(*self.heads(x, batch=batch, rope=rope), **who)
     return self.merge(y, flat=x.ndim == 2)
 
 

@@ -4,12 +4,11 @@ Tokens travel flat, (b * n, d), through norms and matrix products and get
 their batch axis back only around attention (+11 % of a ViT-L/16 step on an
 H100). A stack is either looped, one set of parameters per layer (`block_00`,
 `block_01`, ...), fastest on GPUs, or scanned, all layers stacked under
-`blocks`, which compiles once; `stack_layers` and `unstack_layers` turn one
-tree of parameters into the other.
+`blocks`, which compiles once; nn/layers.py turns one tree of parameters into
+the other.
 """
 
 import dataclasses
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -22,6 +21,8 @@ from vitscale.core import axes, sharding
 from vitscale.core.errors import UserError, nearest
 from vitscale.nn.attention import Attention
 from vitscale.nn.ffn import FFNS
+from vitscale.nn.grid import Grid
+from vitscale.nn.layers import layer_name
 from vitscale.nn.norm import NORMS
 from vitscale.nn.position import Rope
 
@@ -90,6 +91,10 @@ class Block(nn.Module):
     dropout: rate after attention, inside and after the ffn.
     remat: a key of REMAT.
     backend: of attention.
+    mixer: makes the token mixer, see `vitscale.nn.mixers`.
+    local: see `Attention`.
+    ffn_blocks: the ffn goes over the tokens in so many blocks, one after
+      another, so that its hidden units never lie in memory all at once.
     scanned: set by `Stack`.
     dtype: compute type.
   """
@@ -108,6 +113,9 @@ class Block(nn.Module):
   dropout: float = 0.0
   remat: str | None = None
   backend: str = "auto"
+  mixer: Callable[..., nn.Module] = Attention
+  local: bool = False
+  ffn_blocks: int = 1
   scanned: bool = False
   dtype: str = "float32"
 
@@ -116,7 +124,7 @@ class Block(nn.Module):
     ffn = _pick("ffn", self.ffn, FFNS)
     _pick("remat", self.remat, REMAT)
     self.norm1 = norm(self.norm_eps, dtype=self.dtype)
-    self.attention = Attention(
+    self.attention = self.mixer(
       self.width,
       self.num_heads,
       self.head_dim,
@@ -124,6 +132,7 @@ class Block(nn.Module):
       bias=self.bias,
       norm_eps=self.norm_eps,
       backend=self.backend,
+      local=self.local,
       dtype=self.dtype,
     )
     self.norm2 = norm(self.norm_eps, dtype=self.dtype)
@@ -149,6 +158,7 @@ class Block(nn.Module):
     batch: int,
     train: bool = False,
     rope: Rope | None = None,
+    grid: Grid | None = None,
     lengths: jax.Array | None = None,
     segment_ids: jax.Array | None = None,
   ) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -159,6 +169,7 @@ class Block(nn.Module):
       rate: stochastic depth of this block.
       batch: b.
       train: dropout and stochastic depth act.
+      grid: where the tokens lie; None where images are packed.
       rope, lengths, segment_ids: see `vitscale.nn.attention`.
 
     Returns:
@@ -174,7 +185,9 @@ class Block(nn.Module):
 
     def whole(m, x, rate, rope, lengths, segment_ids):
       qkv = before(m, x, rope)
-      y = m.attention.attend(*qkv, lengths=lengths, segment_ids=segment_ids)
+      y = m.attention.attend(
+        *qkv, grid=grid, lengths=lengths, segment_ids=segment_ids
+      )
       return after(m, x, y, rate)
 
     if self.remat == "save_attention":
@@ -190,10 +203,33 @@ class Block(nn.Module):
     sa = self.attention.merge(y, flat=x.ndim == 2)
     out["sa"] = self._branch(sa, "scale1", rate, batch, train)
     x = out["+sa"] = constrain(x + out["sa"])
-    mlp = self.mlp(self.norm2(x), train)
+    mlp = self._channels(x, train)
     out["mlp"] = self._branch(mlp, "scale2", rate, batch, train)
     x = out["+mlp"] = constrain(x + out["mlp"])
     return x, out
+
+  def _channels(self, x, train):
+    """ffn(norm(x)), in blocks of tokens whose insides are recomputed."""
+    if self.ffn_blocks == 1:
+      return self.mlp(self.norm2(x), train)
+    n = x.shape[-2]
+    if n % self.ffn_blocks:
+      fits = [i for i in range(1, n + 1) if n % i == 0]
+      near = min(fits, key=lambda i: abs(i - self.ffn_blocks))
+      raise UserError(
+        f"ffn_blocks={self.ffn_blocks} does not divide {n} tokens: use {near}"
+      )
+    one = nn.remat(lambda m, x: m.mlp(m.norm2(x), train), prevent_cse=False)
+    lead = x.shape[:-2]
+    parts = x.reshape(*lead, self.ffn_blocks, -1, x.shape[-1])
+    each = nn.scan(
+      lambda m, _, x: (None, one(m, x)),
+      variable_broadcast="params",
+      split_rngs={"params": False, "dropout": True},
+      in_axes=len(lead),
+      out_axes=len(lead),
+    )
+    return each(self, None, parts)[1].reshape(x.shape)
 
   def _branch(self, y, scale, rate, batch, train):
     y = self.drop(y, deterministic=not train)
@@ -248,7 +284,7 @@ class Stack(nn.Module):
     Args:
       x: tokens.
       train: dropout and stochastic depth act.
-      **who: rope, lengths, segment_ids.
+      **who: rope, grid, lengths, segment_ids.
 
     Returns:
       x, and `out`: looped {"block_00": {"sa": (b, n, d), ...}, ...}, scanned
@@ -311,89 +347,3 @@ def parts_of(out: Mapping[str, Any], i: int) -> dict[str, jax.Array]:
   if "blocks" in out:
     return {name: part[i] for name, part in out["blocks"].items()}
   return out[layer_name(i)]
-
-
-# --------------------------------------------------------------- conversion
-
-LAYER = re.compile(r"block_(\d+)")
-
-
-def layer_name(i: int) -> str:
-  """3 -> "block_03"."""
-  return f"block_{i:02d}"
-
-
-def stack_layers(tree: Any) -> Any:
-  """Looped parameters to scanned ones: every `block_NN` into one `blocks`.
-
-  Args:
-    tree: nested mappings (variables, an optimizer's moments) whose leaves
-      are arrays, shapes, boxed parameters or `Axes`.
-
-  Raises:
-    UserError: layers are missing, or differ in their parameters.
-  """
-  if not isinstance(tree, Mapping):
-    return tree
-  layers = {int(LAYER.fullmatch(k)[1]): k for k in tree if LAYER.fullmatch(k)}
-  rest = {k: stack_layers(v) for k, v in tree.items() if not LAYER.fullmatch(k)}
-  if not layers:
-    return rest
-  if sorted(layers) != list(range(len(layers))):
-    raise UserError(f"layers {sorted(layers)} are not 0 to {max(layers)}")
-  each = [tree[layers[i]] for i in range(len(layers))]
-  try:
-    rest["blocks"] = jax.tree.map(lambda *x: _stack(x), *each, is_leaf=_leaf)
-  except ValueError as e:
-    raise UserError(f"layers differ, they cannot be scanned: {e}") from None
-  return rest
-
-
-def unstack_layers(tree: Any) -> Any:
-  """Scanned parameters to looped ones, the inverse of `stack_layers`.
-
-  A tree of `Axes` does not say how many layers there are: convert the boxed
-  abstract variables instead, and read their names after.
-  """
-  if not isinstance(tree, Mapping):
-    return tree
-  rest = {k: unstack_layers(v) for k, v in tree.items() if k != "blocks"}
-  if "blocks" in tree:
-    inner = tree["blocks"]
-    shapes = axes.unbox(inner)
-    depth = jax.tree.leaves(shapes)[0].shape[0]
-    for i in range(depth):
-      cut = lambda x, i=i: _unstack(x, i)
-      rest[layer_name(i)] = jax.tree.map(cut, inner, is_leaf=_leaf)
-  return rest
-
-
-_META = {nn.PARTITION_NAME: "layers"}
-
-
-def _leaf(x: Any) -> bool:
-  return axes.is_boxed(x) or isinstance(x, axes.Axes)
-
-
-def _stack(leaves: tuple) -> Any:
-  first = leaves[0]
-  if isinstance(first, axes.Axes):
-    return axes.Named(None, first).add_axis(0, _META).axes
-  if axes.is_boxed(first):
-    value = _stack(tuple(x.value for x in leaves))
-    return first.replace_boxed(value).add_axis(0, _META)
-  if isinstance(first, jax.ShapeDtypeStruct):
-    shape = (len(leaves), *first.shape)
-    return jax.ShapeDtypeStruct(shape, first.dtype)
-  if isinstance(first, np.ndarray):
-    return np.stack(leaves)
-  return jnp.stack(leaves)
-
-
-def _unstack(leaf: Any, i: int) -> Any:
-  if axes.is_boxed(leaf):
-    box = leaf.replace_boxed(_unstack(leaf.value, i))
-    return box.remove_axis(0, _META)
-  if isinstance(leaf, jax.ShapeDtypeStruct):
-    return jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype)
-  return leaf[i]

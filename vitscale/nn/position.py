@@ -4,7 +4,8 @@ Every kind works on any grid. `learned` and `factorized` tables are resampled
 bilinearly (`jax.image.resize`, smoothed when shrinking) from the grid they
 were initialised with; `sincos2d` and `rope2d` are functions of coordinates,
 measured in patches of the canonical size, so that a smaller patch moves
-between the old positions and not beyond them.
+between the old positions and not beyond them. `fractional` and `glpe` count in
+parts of the image: every grid spans the same range.
 """
 
 import functools
@@ -16,8 +17,12 @@ import numpy as np
 
 from vitscale.core import axes
 from vitscale.core.errors import UserError, nearest
+from vitscale.nn.depthwise import Depthwise
 
-KINDS = ("learned", "sincos2d", "factorized", "rope2d", "none")
+KINDS = (
+  "learned", "sincos2d", "sincos1d", "factorized", "fractional", "glpe",
+  "rope2d", "none",
+)  # fmt: skip
 Rope = tuple[jax.Array, jax.Array]
 Grid = tuple[int, int]
 Scale = tuple[float, float]
@@ -50,6 +55,25 @@ def sincos2d(
   y, x = (where[:, i, None] * omega for i in (0, 1))
   table = [np.sin(x), np.cos(x), np.sin(y), np.cos(y)]
   return np.concatenate(table, -1).astype(np.float32)
+
+
+def sincos1d(count: int, width: int) -> np.ndarray:
+  """(count, width) sines, then cosines, of 0, 1, ... (1706.03762, 3.5).
+
+  Raises:
+    UserError: the width is odd.
+  """
+  if width % 2:
+    raise UserError(f"sincos1d needs an even width, got {width}")
+  half = width // 2
+  omega = 10_000.0 ** (-np.arange(half) / max(half - 1, 1))
+  angle = np.arange(count)[:, None] * omega
+  return np.concatenate([np.sin(angle), np.cos(angle)], -1).astype(np.float32)
+
+
+def fractions(grid: Grid) -> np.ndarray:
+  """(gh * gw, 2) row and column of each patch centre, in parts of the image."""
+  return (coordinates(grid) + 0.5) / np.asarray(grid)
 
 
 # --------------------------------------------------------------- rotations
@@ -104,12 +128,18 @@ class Position(nn.Module):
   """Adds positions to a grid of tokens.
 
   Attributes:
-    kind: one of KINDS; "rope2d" and "none" add nothing here.
+    kind: one of KINDS. "fractional" are learned Fourier features (2106.02795,
+      in the fractions of 2307.06304), "glpe" the global part of ResFormer's
+      (2212.00776 section 3.3); "rope2d" and "none" add nothing here.
     stddev: of the learned tables at initialisation.
+    grid: (rows, columns) that learned tables are stored at, whatever the
+      patch, so that models of several patches have equally many parameters;
+      None for the grid they are initialised on.
   """
 
   kind: str
   stddev: float = 0.02
+  grid: Grid | None = None
 
   @nn.compact
   def __call__(self, x: jax.Array, scale: Scale = (1.0, 1.0)) -> jax.Array:
@@ -119,23 +149,47 @@ class Position(nn.Module):
     canonical patch size and only `sincos2d` needs it.
     """
     _, gh, gw, d = x.shape
+    rows, columns = self.grid or (gh, gw)
     if self.kind == "sincos2d":
-      table = sincos2d(coordinates((gh, gw), scale), d).reshape(gh, gw, d)
+      table = sincos2d(coordinates((gh, gw), scale), d)
+    elif self.kind == "sincos1d":
+      table = sincos1d(gh * gw, d)
     elif self.kind == "learned":
-      table = self._table("table", "pos@row pos@column embed", (gh, gw), d)
+      table = self._table(
+        "table", "pos@row pos@column embed", (gh, gw), (rows, columns), d
+      )
     elif self.kind == "factorized":
-      rows = self._table("rows", "pos@row embed", (gh,), d)
-      columns = self._table("columns", "pos@column embed", (gw,), d)
-      table = rows[:, None] + columns
+      of_row = self._table("rows", "pos@row embed", (gh,), (rows,), d)
+      of_column = self._table(
+        "columns", "pos@column embed", (gw,), (columns,), d
+      )
+      table = of_row[:, None] + of_column
+    elif self.kind == "fractional":
+      table = self._fourier(fractions((gh, gw)), d)
+    elif self.kind == "glpe":
+      where = 2 * np.pi * fractions((gh, gw))
+      table = jnp.asarray(sincos2d(where, d), x.dtype).reshape(1, gh, gw, d)
+      table = Depthwise("embed", d, dtype=str(x.dtype), name="near")(table)
     elif self.kind in KINDS:
       return x
     else:
       raise UserError(f"position {self.kind!r}{nearest(self.kind, KINDS)}")
-    return x + jnp.asarray(table, x.dtype)
+    return x + jnp.asarray(table, x.dtype).reshape(gh, gw, d)
 
-  def _table(self, name, spec, grid, d):
+  def _fourier(self, where: np.ndarray, d: int) -> jax.Array:
+    """(n, 2) parts -> (n, d), frequencies and amplitudes learned."""
+    if d % 2:
+      raise UserError(f"fractional positions need an even width, got {d}")
+    turns = axes.param(
+      self, "frequencies", "pos embed@half", (2, d // 2), axes.normal(4.0)
+    )
+    init = jax.nn.initializers.constant(self.stddev)
+    amplitude = axes.param(self, "amplitude", "embed", (d,), init)
+    angle = 2 * jnp.pi * jnp.asarray(where, jnp.float32) @ turns
+    return amplitude * jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], -1)
+
+  def _table(self, name, spec, grid, stored, d):
     """A stored table, resampled to `grid` if it was made for another."""
-    stored = grid
     if self.has_variable("params", name):
       box = self.get_variable("params", name)
       stored = axes.unbox(box).shape[:-1]

@@ -1,5 +1,6 @@
-"""Calls a function with arguments a user wrote, or says what is wrong."""
+"""Calls a user wrote, read without `eval` and checked: `crop(28, pad=2)`."""
 
+import ast
 import inspect
 import numbers
 import os
@@ -18,6 +19,33 @@ _ACCEPTED = {
 
 def _fits(value: Any, kind: type) -> bool:
   return isinstance(value, _ACCEPTED[kind]) and not isinstance(value, bool)
+
+
+def read(text: str, what: str) -> tuple[str, list, dict]:
+  """`crop(28, pad=2)` -> ("crop", [28], {"pad": 2}); literal values only.
+
+  Args:
+    text: a name, or a call.
+    what: names the place in errors, for example `model.mixer`.
+
+  Raises:
+    UserError: anything else.
+  """
+  try:
+    node = ast.parse(text.strip(), mode="eval").body
+    if isinstance(node, ast.Name):
+      return node.id, [], {}
+    if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
+      raise ValueError
+    kwargs = {k.arg: ast.literal_eval(k.value) for k in node.keywords}
+    if None in kwargs:  # **something
+      raise ValueError
+    return node.func.id, [ast.literal_eval(a) for a in node.args], kwargs
+  except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError):
+    raise UserError(
+      f"{what}: cannot read {text.strip()!r}; write a name with literal"
+      " arguments, such as random_crop(28, pad=2)"
+    ) from None
 
 
 def bind(
