@@ -1,5 +1,6 @@
 """Fashion-MNIST: the embedded subset, or the full set from a folder."""
 
+import dataclasses
 import functools
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import numpy as np
 
 from vitscale.core.errors import UserError
 from vitscale.data import idx, pixels, source
+from vitscale.data.random import Rng
 from vitscale.data.source import Source
 
 FASHION_CLASSES = (
@@ -55,6 +57,50 @@ def fashion_mnist(
     raise UserError(f"fashion_mnist: split {split!r} is empty with val={val}")
   mark = source.digest(mark, split, size, val)
   return source.in_memory(image, label, FASHION_CLASSES, mean, std, mark)
+
+
+def fashion_aspects(
+  split: str = "train",
+  size: int = 20,
+  *,
+  spread: float = 0.4,
+  path: str | None = None,
+  val: int = 2000,
+  seed: int = 0,
+) -> Source:
+  """Fashion-MNIST stretched to any aspect ratio: images whose shapes differ.
+
+  Args:
+    split, path, val: as for `fashion_mnist`.
+    size: geometric mean of height and width, pixels, rounded for each side.
+    spread: standard deviation of the log of width over height (within 3 of
+      them), a function of the image's number alone.
+    seed: of the ratios.
+  """
+  if size < 2 or not 0 <= spread <= 1:
+    raise UserError(
+      f"fashion_aspects: size={size} should be 2 or more, and spread={spread}"
+      " 0 to 1"
+    )
+  plain = fashion_mnist(split, path=path, val=val)
+  rng = Rng(seed, 0, np.arange(len(plain))).scope(f"aspects/{split}")
+  log_ratio = spread * np.clip(rng.normal("ratio")[:, 0], -3, 3)
+  sides = np.exp(np.stack([-log_ratio, log_ratio], 1) / 2)
+  sides = np.maximum(np.rint(size * sides), 1).astype(np.int64)
+  return dataclasses.replace(
+    plain,
+    images=functools.partial(_stretched, plain.images, sides),
+    shape=None,
+    fingerprint=source.digest(plain.fingerprint, sides),
+    measure=functools.partial(np.asarray, sides),
+  )
+
+
+def _stretched(images, sides, indices) -> list[np.ndarray]:
+  return [
+    pixels.resize(image[None], tuple(size))[0]
+    for image, size in zip(images(indices), sides[indices])
+  ]
 
 
 @functools.lru_cache(8)

@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from vitscale.core.errors import UserError
 from vitscale.data import pixels, source
@@ -98,6 +98,7 @@ def folder(
     mean=mean,
     std=std,
     fingerprint=source.digest(names, channels, files),
+    measure=functools.partial(_sizes, str(root), paths),
   )
 
 
@@ -226,12 +227,38 @@ def decode(path: str | Path, channels: int = 3) -> np.ndarray:
       return pixels.from_pil(pixels.convert(image, channels))
   # Damaged files make Pillow's readers raise nearly anything.
   except Exception as e:
-    reason = str(e).split("\n")[0].replace(f" {str(path)!r}", "")
-    raise UserError(
-      f"cannot read image {path}: {reason or type(e).__name__}; remove it, "
-      "or set data.check=True to leave out all such files, and start a new "
-      "workdir: the data are others then"
-    ) from e
+    raise _unreadable(path, e) from e
+
+
+def size_of(path: str | Path) -> tuple[int, int]:
+  """Height and width of an image file, upright, from its header alone.
+
+  Raises:
+    UserError: naming the file, as `decode`.
+  """
+  try:
+    with Image.open(path) as image:
+      w, h = image.size
+      turned = image.getexif().get(ExifTags.Base.Orientation, 1) > 4
+  except Exception as e:
+    raise _unreadable(path, e) from e
+  return (w, h) if turned else (h, w)
+
+
+def _unreadable(path: str | Path, e: Exception) -> UserError:
+  reason = str(e).split("\n")[0].replace(f" {str(path)!r}", "")
+  return UserError(
+    f"cannot read image {path}: {reason or type(e).__name__}; remove it, "
+    "or set data.check=True to leave out all such files, and start a new "
+    "workdir: the data are others then"
+  )
+
+
+@functools.lru_cache(4)
+def _sizes(root: str, paths: tuple[str, ...]) -> np.ndarray:
+  with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
+    found = list(pool.map(size_of, [f"{root}/{path}" for path in paths]))
+  return np.array(found)
 
 
 def _images(root: str, paths, channels, indices) -> list[np.ndarray]:

@@ -17,6 +17,7 @@ import numpy as np
 from absl import flags
 
 from vitscale.core.errors import UserError
+from vitscale.data import pack
 from vitscale.data.random import Rng, permutation
 from vitscale.data.source import Source
 
@@ -54,6 +55,7 @@ def train_batches(
   workers: int = 0,
   process_index: int = 0,
   process_count: int = 1,
+  plan: pack.Plan | None = None,
 ) -> Batches:
   """Endless shuffled batches from step `start` on; every epoch is complete.
 
@@ -66,16 +68,19 @@ def train_batches(
     workers: processes that load; 0 loads in threads of this one. They are
       spawned, so a script needs the usual `if __name__ == "__main__":`.
     process_index, process_count: of the distributed job.
+    plan: packs images into rows; the transform must keep their sizes.
 
   Returns:
-    iterator of `image` uint8 (B/H, h, w, c) and `label` int32 (B/H,).
+    iterator of `image` uint8 (B/H, h, w, c) and `label` int32 (B/H,); of what
+    data/pack.py says with a plan, the batch being of B rows.
   """
   rows = _rows(batch_size, process_index, process_count)
   if not len(source):
     raise UserError("the data source is empty")
   load = functools.partial(
-    _train_batch, source, transform, seed, batch_size, rows
-  )
+    _train_batch if plan is None else functools.partial(_packed_batch, plan),
+    source, transform, seed, batch_size, rows,
+  )  # fmt: skip
   return _run(load, start, _FOREVER, source, workers)
 
 
@@ -87,15 +92,20 @@ def eval_batches(
   workers: int = 0,
   process_index: int = 0,
   process_count: int = 1,
+  plan: pack.Plan | None = None,
 ) -> Batches:
   """Every sample once, in order; the last batch is filled up.
 
-  As `train_batches`, with `weight` float32 (B/H,): 1 for a sample, 0 for
-  filling. All processes get equally many batches of equal size.
+  As `train_batches`, with `weight` float32 (B/H,), or (B/H, S) with a plan: 1
+  for a sample, 0 for filling. All processes get equally many batches of equal
+  size.
   """
   rows = _rows(batch_size, process_index, process_count)
-  load = functools.partial(_eval_batch, source, transform, batch_size, rows)
-  return _run(load, 0, -(-len(source) // batch_size), source, workers)
+  one, count = _eval_batch, len(source)
+  if plan is not None:
+    one, count = functools.partial(_packed_eval_batch, plan), plan.rows
+  load = functools.partial(one, source, transform, batch_size, rows)
+  return _run(load, 0, -(-count // batch_size), source, workers)
 
 
 def _rows(batch_size: int, index: int, count: int) -> slice:
@@ -136,6 +146,24 @@ def _train_batch(source, transform, seed, batch_size, rows, k: int) -> Batch:
     here = epochs == epoch
     ids[here] = permutation(seed, epoch, len(source))[offset[here]]
   return _load(source, transform, Rng(seed, epochs, ids), ids)
+
+
+def _packed_batch(
+  plan, source, transform, seed, batch_size, rows, k: int
+) -> Batch:
+  numbers = np.arange(k * batch_size + rows.start, k * batch_size + rows.stop)
+  table, epochs = pack.train_rows(plan, seed, numbers)
+  return pack.load(source, plan, transform, seed, epochs, table)
+
+
+def _packed_eval_batch(
+  plan, source, transform, batch_size, rows, k: int
+) -> Batch:
+  numbers = np.arange(k * batch_size + rows.start, k * batch_size + rows.stop)
+  table = pack.epoch(plan, 0, None)[np.minimum(numbers, plan.rows - 1)]
+  table = np.where((numbers < plan.rows)[:, None], table, -1)
+  epochs = np.zeros(len(numbers), np.int64)
+  return pack.load(source, plan, transform, 0, epochs, table)
 
 
 def _eval_batch(source, transform, batch_size, rows, k: int) -> Batch:

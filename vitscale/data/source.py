@@ -31,6 +31,8 @@ class Source:
     shape: (h, w, c), or None where images differ.
     mean, std: per channel in units of 0..1, the same for every split.
     fingerprint: changes when the data do.
+    measure: gives (n, 2) heights and widths in pixels where shapes differ; may
+      take long, and is asked only for packing.
   """
 
   images: Callable[[np.ndarray], np.ndarray | list[np.ndarray]]
@@ -40,6 +42,7 @@ class Source:
   mean: tuple[float, ...]
   std: tuple[float, ...]
   fingerprint: str
+  measure: Callable[[], np.ndarray] | None = None
 
   def __len__(self) -> int:
     return len(self.label)
@@ -52,6 +55,14 @@ class Source:
   def counts(self) -> np.ndarray:
     """(classes,) samples of each class."""
     return np.bincount(self.label, minlength=self.classes)
+
+  def sizes(self) -> np.ndarray:
+    """(n, 2) heights and widths in pixels."""
+    if self.shape is not None:
+      return np.broadcast_to(np.array(self.shape[:2]), (len(self), 2))
+    if self.measure is None:
+      raise UserError("images differ and their sizes are not known")
+    return self.measure()
 
   def read(self, indices: np.ndarray) -> dict[str, Any]:
     """`image` as `images` gives it and `label` int32 (b,)."""
@@ -104,11 +115,17 @@ def subset(source: Source, indices: np.ndarray) -> Source:
     images=functools.partial(_subset, source.images, indices),
     label=source.label[indices],
     fingerprint=digest(source.fingerprint, "subset", indices),
+    measure=source.measure
+    and functools.partial(_subset_sizes, source.measure, indices),
   )
 
 
 def _subset(images, chosen, indices):
   return images(chosen[indices])
+
+
+def _subset_sizes(measure, chosen):
+  return measure()[chosen]
 
 
 def limited(source: Source, limit: int) -> Source:
