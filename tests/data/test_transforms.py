@@ -222,3 +222,42 @@ def test_convert_modes():
   assert (
     np.abs(pixels.from_pil(back)[0, 0].astype(int) - (10, 200, 30)).max() < 30
   )
+
+
+# ---------------------------------------------------------------------- views
+
+
+def test_views_are_of_the_same_images_with_draws_of_their_own():
+  image = np.arange(40 * 6 * 6, dtype=np.uint8).reshape(40, 6, 6, 1)
+  text = "flip_lr|resize(3)"
+  made = transforms.parse(
+    {"image": "flip_lr", "image@3": text, "image@b": text}
+  )
+  batch = {"image": image, "label": np.arange(40)}
+  rng = Rng(0, 0, np.arange(40))
+  found = pickle.loads(pickle.dumps(made))(batch, rng)
+  assert found["image@3"].shape == (40, 3, 3, 1)
+  assert found["label"] is batch["label"]
+  flipped = (found["image"] != image).any((1, 2, 3))
+  plain = transforms.parse("resize(3)")({"image": image}, rng)["image"]
+  small, other = (
+    (found[name] != plain).any((1, 2, 3)) for name in ("image@3", "image@b")
+  )
+  for a, b in ((flipped, small), (small, other)):
+    assert 0.2 < (a == b).mean() < 0.8
+  # Independent of the batch, as everything is.
+  half = made({"image": image[20:]}, Rng(0, 0, np.arange(20, 40)))
+  np.testing.assert_array_equal(half["image@3"], found["image@3"][20:])
+
+
+@pytest.mark.parametrize(
+  "views, says",
+  [
+    ({"image@3": ""}, "'image' is missing"),
+    ({"image": "", "images": ""}, "'images' is none"),
+    ({"image": "flip"}, "no operation 'flip'"),
+  ],
+)
+def test_bad_views(views, says):
+  with pytest.raises(UserError, match=says):
+    transforms.parse(views)

@@ -63,7 +63,8 @@ def train_batches(
     source: where samples come from.
     batch_size: of the global batch, over all processes.
     seed: of the order and of the augmentation.
-    transform: `transforms.parse(...)`; must make all images one shape.
+    transform: `transforms.parse(...)`; must make all images one shape. Views
+      are further keys of a batch.
     start: number of the first batch.
     workers: processes that load; 0 loads in threads of this one. They are
       spawned, so a script needs the usual `if __name__ == "__main__":`.
@@ -177,12 +178,13 @@ def _load(source, transform, rng: Rng, ids: np.ndarray) -> Batch:
   batch = source.read(ids)
   if transform is not None:
     batch = transform(batch, rng)
-  if isinstance(batch["image"], list):
-    shapes = sorted({image.shape for image in batch["image"]})
+  lists = {name: x for name, x in batch.items() if isinstance(x, list)}
+  for name, images in lists.items():
+    shapes = sorted({image.shape for image in images})
     if len(shapes) > 1:
       raise UserError(
-        f"images of {shapes[0]} and {shapes[-1]} don't fit one batch: end "
-        f"the transform in resize(224), central_crop(224) or the like"
+        f"{name}: {shapes[0]} and {shapes[-1]} don't fit one batch: end the"
+        " transform in resize(224), central_crop(224) or the like"
       )
-    batch = batch | {"image": np.stack(batch["image"])}
+    batch = batch | {name: np.stack(images)}
   return batch

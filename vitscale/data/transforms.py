@@ -9,10 +9,14 @@ returns uint8 (b, h, w, c), or a list of b arrays (h, w, c) of any shapes,
 and draws from `rng` under names of its own, so that what happens to a sample
 depends on (seed, epoch, sample) and never on the rest of its batch. Mixing
 samples (mixup, cutmix) is the task's business, on the device.
+
+  parse({"image": "flip_lr", "image@20": "flip_lr|resize(20)"})
+
+makes several views of the same images, each with draws of its own.
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -41,6 +45,23 @@ class Transform:
     return f"parse({self._text!r})"
 
 
+class Views:
+  """Several transforms of the same images, each another key of the batch."""
+
+  def __init__(self, parts: dict[str, Transform]):
+    self._parts = parts
+
+  def __call__(self, batch: dict[str, Any], rng: Rng) -> dict[str, Any]:
+    made = {
+      name: transform(batch, rng.scope(name))["image"]
+      for name, transform in self._parts.items()
+    }
+    return batch | made
+
+  def __repr__(self) -> str:
+    return f"Views({self._parts!r})"
+
+
 def operations() -> dict[str, Callable]:
   """Every operation by name: its first parameters are `(image, rng)`."""
   known = vars(augment) | globals()
@@ -52,12 +73,26 @@ def operations() -> dict[str, Callable]:
   }
 
 
-def parse(text: str) -> Transform:
+def parse(text: str | Mapping[str, str]) -> Transform | Views:
   """The transform that `op|op(1)|op(x=2)` says; "" leaves images alone.
 
+  Args:
+    text: operations, or those of every view by its name: `image`, which there
+      must be, and `image@ANYTHING`.
+
   Raises:
-    UserError: unknown operation or argument, or no literal value.
+    UserError: unknown operation or argument, no literal value, or a view of
+      another name.
   """
+  if isinstance(text, Mapping):
+    names = list(text)
+    wrong = [n for n in names if n.partition("@")[0] != "image"]
+    if wrong or "image" not in names:
+      said = f"{wrong[0]!r} is none" if wrong else "'image' is missing"
+      raise UserError(
+        f"train.transform: {said}: name views 'image', 'image@20', ..."
+      )
+    return Views({name: parse(text[name]) for name in names})
   calls, known, what = [], operations(), f"transform {text!r}"
   for part in text.split("|") if text.strip() else []:
     name, args, kwargs = call.read(part, what)
