@@ -60,6 +60,12 @@ class Rng:
     rng._keys, rng._scope = self._keys, f"{self._scope}{name}/"
     return rng
 
+  def take(self, rows: np.ndarray) -> "Rng":
+    """Some of the samples, with the draws that they have."""
+    rng = object.__new__(Rng)
+    rng._keys, rng._scope = self._keys[rows], self._scope
+    return rng
+
   def bits(self, name: str, n: int = 1) -> np.ndarray:
     """(b, n) uint64."""
     keys = mix(self._keys ^ _word(self._scope + name))

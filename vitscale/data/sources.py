@@ -3,8 +3,8 @@
   source = sources.make("fashion_mnist", split="train", size=14)
   source.read(np.array([5, 3]))  # {"image": uint8 (2, 14, 14, 1), "label"}
 
-A function of fashion.py, folder.py or synthetic.py that takes a `split` and
-returns a `Source` is found by its name.
+A function of one of `MODULES` that takes a `split` and returns a `Source` is
+found by its name.
 """
 
 import inspect
@@ -14,7 +14,15 @@ from typing import Any
 
 from vitscale.core.call import bind
 from vitscale.core.errors import UserError, nearest
-from vitscale.data import fashion, folder, synthetic
+from vitscale.data import (
+  fashion,
+  folder,
+  listops,
+  lra,
+  lra_pictures,
+  pathfinder,
+  synthetic,
+)
 from vitscale.data.source import (
   Source,
   limited,
@@ -23,11 +31,15 @@ from vitscale.data.source import (
   upsampled,
 )
 
+MODULES = (
+  fashion, folder, listops, lra, lra_pictures, pathfinder, synthetic
+)  # fmt: skip
+
 
 def makers() -> dict[str, Callable[..., Source]]:
   """Every public function that makes a source of a `split`, by name."""
   found = {}
-  for module in (fashion, folder, synthetic):
+  for module in MODULES:
     for name, value in inspect.getmembers(module, inspect.isfunction):
       signature = inspect.signature(value)
       makes = signature.return_annotation is Source
