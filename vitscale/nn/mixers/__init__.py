@@ -63,6 +63,16 @@ def parse(text: str) -> Callable[..., nn.Module]:
   return functools.partial(module.Mixer, **options)
 
 
+def refuse(mixer: str, **given: Any) -> None:
+  """Raises UserError for the first argument that is not None."""
+  for name, value in given.items():
+    if value is not None:
+      raise UserError(
+        f"mixer {mixer!r} can't tell images of one row apart ({name}):"
+        " take 'softmax', or one image a row"
+      )
+
+
 def _fields(made: type) -> dict[str, Any]:
   """Name -> type of the options of a module, in order."""
   fields = dataclasses.fields(made)
