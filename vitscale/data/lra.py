@@ -188,7 +188,7 @@ def _row(codes: np.ndarray, length: int, where: str = "") -> np.ndarray:
 
 def existing(path: Path | str, name: str) -> Path:
   file = Path(path).expanduser() / name
-  if not file.isfile():
+  if not file.is_file():
     raise UserError(f"no file {file}")
   return file
 

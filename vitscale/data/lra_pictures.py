@@ -42,7 +42,7 @@ def lra_image(path: str, split: str = "train") -> source.Source:
     for end, name in (("", "cifar-10-batches-py"),
                       (".bin", "cifar-10-batches-bin"))
     for root in (here / name, here)
-    if (root / f"test_batch{end}").isfile()
+    if (root / f"test_batch{end}").is_file()
   ]  # fmt: skip
   if not found:
     raise UserError(
@@ -151,7 +151,7 @@ def lra_pathfinder(path: str, split: str = "train") -> source.Source:
         )
       name = f"{fields[0]}/{fields[1]}"
       file = root / name
-      if not file.isfile():
+      if not file.is_file():
         raise UserError(f"{table}:{number + 1}: there is no {file}")
       if file.stat().st_size:
         labels[name] = int(fields[3])

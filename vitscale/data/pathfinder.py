@@ -40,7 +40,7 @@ SIZES = {
   256: Geometry(5, 2.0, 1.0, (3,), 5.0, 27, 1.8, 22, 30),
 }
 
-_TRIES = 400  # of an image
+_RARE = 0.01  # share of tries that come to an end, less is refused
 _BLOCK = 1024  # images at once
 _PROBE = 2048  # images that distances are matched by
 _STATISTICS = 256  # images that mean and deviation are of
@@ -96,8 +96,15 @@ def _drawer(seed, size, geometry, paddles, distractors, matched):
   grow = functools.partial(
     contours, size=size, geometry=geometry, paddles=paddles
   )
+  rng = Rng(seed, 0, np.arange(_PROBE)).scope("pathfinder/probe")
+  made, good = grow(rng)
+  if good.mean() < _RARE:
+    raise UserError(
+      f"pathfinder: two contours of {paddles} paddles hardly ever fit into"
+      f" {size} px: want fewer paddles or larger images"
+    )
   draw = functools.partial(
-    _draw, seed, grow=grow, thin=_matched(grow, seed) if matched else _all,
+    _draw, seed, grow=grow, thin=_thinned(rng, made, good) if matched else _all,
     size=size, geometry=geometry, paddles=paddles, distractors=distractors,
   )  # fmt: skip
   return draw, *source.statistics(_images(draw, "statistics", _STATISTICS)[0])
@@ -122,11 +129,6 @@ def _draw(
   label = ((ids + coin) % 2).astype(np.int32)
   left, tried = np.arange(len(ids)), 0
   while len(left):
-    if tried >= _TRIES:
-      raise UserError(
-        f"pathfinder: two contours of {paddles} paddles hardly ever fit into"
-        f" {size} px: want fewer paddles or larger images"
-      )
     # Many tries at once where few images are left.
     tries = max(1, _BLOCK // len(left))
     attempt = np.tile(np.arange(tried, tried + tries), len(left))
@@ -138,12 +140,14 @@ def _draw(
     good = good.reshape(len(left), tries)
     first = good & (good.cumsum(1) == 1)  # the first try that does
     rows, found = np.flatnonzero(first), left[first.any(1)]
+    left, tried = left[~first.any(1)], tried + tries
+    if not len(rows):
+      continue
     every = distract(
       rng.take(rows), made.take(rows), max(1, paddles // 3), distractors,
       size, geometry,
     )  # fmt: skip
     image[found] = _render(every, discs[rows], size, geometry)
-    left, tried = left[~first.any(1)], tried + tries
   return np.rint(255 * image).astype(np.uint8)[..., None], label
 
 
@@ -162,17 +166,13 @@ def _all(away, label) -> float:
   return 1.0
 
 
-def _matched(grow, seed: int):
+def _thinned(rng: Rng, made: Paddles, good):
   """(distance, label) -> share of images to keep, so that distances agree.
 
   Both densities are measured on contours of their own, in bins that hold as
   many of both labels together.
   """
-  rng = Rng(seed, 0, np.arange(_PROBE)).scope("pathfinder/probe")
-  made, good = grow(rng)
-  away = [_discs(rng, made, np.full(_PROBE, y))[1][good] for y in (0, 1)]
-  if not good.any():
-    return _all  # none fits: said where images are drawn
+  away = [_discs(rng, made, np.full(len(good), y))[1][good] for y in (0, 1)]
   edges = np.quantile(np.concatenate(away), np.linspace(0, 1, 17)[1:-1])
   count = lambda x: np.bincount(np.searchsorted(edges, x), minlength=16) + 1.0
   share = np.stack([count(x) for x in away])
