@@ -26,12 +26,14 @@ from vitscale.core import axes, sharding
 from vitscale.core.errors import UserError, nearest
 from vitscale.nn import attention as attention_lib
 from vitscale.nn import mixers, tokens
+from vitscale.nn import packed as packed_lib
 from vitscale.nn import patch as patch_lib
 from vitscale.nn import position as position_lib
 from vitscale.nn.block import Block, Stack, per_layer
 from vitscale.nn.grid import Grid
 from vitscale.nn.linear import Linear
 from vitscale.nn.norm import NORMS
+from vitscale.nn.packed import Packed
 from vitscale.nn.patch import PatchEmbed, Size
 from vitscale.nn.pool import MapHead
 from vitscale.nn.position import Position
@@ -69,6 +71,7 @@ PRESENTED: dict[str, dict[str, Any]] = {
 }
 
 POOLS = ("mean", "cls", "map")
+PACKS = True  # takes rows of several images, nn/packed.py
 
 
 def variant(name: str) -> dict[str, Any]:
@@ -163,7 +166,7 @@ class Model(nn.Module):
   @nn.compact
   def __call__(
     self,
-    image: jax.Array,
+    image: jax.Array | Packed,
     *,
     train: bool = False,
     patch_size: Size | None = None,
@@ -171,14 +174,16 @@ class Model(nn.Module):
     """Classifies images.
 
     Args:
-      image: (b, h, w, c) float, normalised.
+      image: (b, h, w, c) float, normalised; or rows of images, which say the
+        patch they are cut at.
       train: dropout and stochastic depth act.
       patch_size: another patch for this call (PI-resize from the canonical
         kernel, positions resampled).
 
     Returns:
-      (b, num_classes) float32 logits, and every intermediate by name;
-      `out["features"]` is [((b, gh, gw, d), (row, column) stride)].
+      (b, num_classes) float32 logits, (b, S, num_classes) of rows, and every
+      intermediate by name; `out["features"]` is
+      [((b, gh, gw, d), (row, column) stride)], a row being (L, 1).
 
     Raises:
       UserError: the patch does not divide the image, or an unknown option.
@@ -187,6 +192,10 @@ class Model(nn.Module):
       raise UserError(f"pool {self.pool!r}{nearest(self.pool, POOLS)}")
     head_dim = head_dim_of(self.width, self.num_heads, self.head_dim)
     canonical = patch_lib.pair(self.patch_size)
+    packed = image if isinstance(image, Packed) else None
+    if packed is not None:
+      packed_lib.check(self.pool, self.registers, self.vocabulary, patch_size)
+      image, patch_size = packed.column(), packed.patch_size
     patch = patch_lib.pair(patch_size or canonical)
     unit = patch_lib.pair(self.position_patch or canonical)
     scale = patch[0] / unit[0], patch[1] / unit[1]
@@ -207,14 +216,20 @@ class Model(nn.Module):
     out["stem"] = x
     b, *grid, d = x.shape
     stored = self.position_grid and patch_lib.pair(self.position_grid)
-    x = Position(self.position, grid=stored, name="positions")(x, scale)
-    x = out["with_position"] = x.reshape(b, -1, d)
+    positions = Position(self.position, grid=stored, name="positions")
+    if packed is None:
+      x = positions(x, scale).reshape(b, -1, d)
+    else:
+      x = positions(x.reshape(b, -1, d), scale, packed)
+    out["with_position"] = x
 
     # Class token and registers in front.
     prefix = self._prefix()
     x = jnp.concatenate([jnp.tile(p, (b, 1, 1)) for p in prefix] + [x], 1)
     first = x.shape[1] - grid[0] * grid[1]
     who = {"grid": Grid(*grid, first)}
+    if packed is not None:
+      who = {"segment_ids": packed.segment_ids}
     if lengths is not None:
       who["lengths"] = lengths + first
     x = sharding.constrain(x, "batch", "sequence", "embed")
@@ -222,6 +237,8 @@ class Model(nn.Module):
     # Transformer.
     if self.position == "rope2d":
       where = position_lib.coordinates(tuple(grid), scale)
+      if packed is not None:
+        where = packed.where(scale)
       who["rope"] = position_lib.rope2d(where, head_dim, prefix=first)
     x = nn.Dropout(self.dropout)(x, deterministic=not train)
     block = functools.partial(
@@ -255,7 +272,9 @@ class Model(nn.Module):
     out["features"] = [(x[:, first:].reshape(b, *grid, d), patch)]
 
     # Pool and classify.
-    if self.pool == "mean":
+    if packed is not None:
+      x = packed.mean(x)
+    elif self.pool == "mean":
       x = x[:, first:]
       real = None if lengths is None else tokens.real(lengths, x.shape[1])
       x = x.mean(1, dtype=jnp.float32, where=real)
@@ -276,7 +295,7 @@ class Model(nn.Module):
       )(x, who.get("lengths"))
     if self.norm_pooled:
       x = norm(x)
-    x = out["pre_logits"] = x.astype(jnp.float32)[:, : self.out_dim]
+    x = out["pre_logits"] = x.astype(jnp.float32)[..., : self.out_dim]
     if self.num_classes:
       head = Linear(
         "embed -> classes", (self.num_classes,), init=axes.zeros, name="head"

@@ -18,6 +18,7 @@ import numpy as np
 from vitscale.core import axes
 from vitscale.core.errors import UserError, nearest
 from vitscale.nn.depthwise import Depthwise
+from vitscale.nn.packed import Packed
 
 KINDS = (
   "learned", "sincos2d", "sincos1d", "factorized", "fractional", "glpe",
@@ -39,9 +40,9 @@ def coordinates(grid: Grid, scale: Scale = (1.0, 1.0)) -> np.ndarray:
 
 
 def sincos2d(
-  where: np.ndarray, width: int, temperature: float = 10_000.0
-) -> np.ndarray:
-  """(n, 2) coordinates -> (n, width) sines and cosines, float32.
+  where: np.ndarray | jax.Array, width: int, temperature: float = 10_000.0
+) -> np.ndarray | jax.Array:
+  """(..., n, 2) coordinates -> (..., n, width) sines and cosines, float32.
 
   The table of MoCo v3 (2104.02057): a quarter of the width each for sin and
   cos of the column, then of the row.
@@ -52,9 +53,10 @@ def sincos2d(
   if width % 4:
     raise UserError(f"sincos2d needs a width divisible by 4, got {width}")
   omega = temperature ** (-np.arange(width // 4) / max(width // 4 - 1, 1))
-  y, x = (where[:, i, None] * omega for i in (0, 1))
-  table = [np.sin(x), np.cos(x), np.sin(y), np.cos(y)]
-  return np.concatenate(table, -1).astype(np.float32)
+  xp = np if isinstance(where, np.ndarray) else jnp
+  y, x = (where[..., i, None] * omega for i in (0, 1))
+  table = [xp.sin(x), xp.cos(x), xp.sin(y), xp.cos(y)]
+  return xp.concatenate(table, -1).astype(np.float32)
 
 
 def sincos1d(count: int, width: int) -> np.ndarray:
@@ -123,6 +125,12 @@ def rotate(x: jax.Array, rope: Rope) -> jax.Array:
 
 # ------------------------------------------------------------------ tables
 
+_TABLES = {
+  "table": "pos@row pos@column embed",
+  "rows": "pos@row embed",
+  "columns": "pos@column embed",
+}
+
 
 class Position(nn.Module):
   """Adds positions to a grid of tokens.
@@ -142,12 +150,19 @@ class Position(nn.Module):
   grid: Grid | None = None
 
   @nn.compact
-  def __call__(self, x: jax.Array, scale: Scale = (1.0, 1.0)) -> jax.Array:
-    """(b, gh, gw, d) -> (b, gh, gw, d).
+  def __call__(
+    self,
+    x: jax.Array,
+    scale: Scale = (1.0, 1.0),
+    packed: Packed | None = None,
+  ) -> jax.Array:
+    """(b, gh, gw, d), or (b, L, d) of packed images, to the same shape.
 
     The first call (init) fixes the grid of a table; `scale` is patch size /
     canonical patch size and only `sincos2d` needs it.
     """
+    if packed is not None:
+      return self._packed(x, scale, packed)
     _, gh, gw, d = x.shape
     rows, columns = self.grid or (gh, gw)
     if self.kind == "sincos2d":
@@ -155,14 +170,10 @@ class Position(nn.Module):
     elif self.kind == "sincos1d":
       table = sincos1d(gh * gw, d)
     elif self.kind == "learned":
-      table = self._table(
-        "table", "pos@row pos@column embed", (gh, gw), (rows, columns), d
-      )
+      table = resample(self._table("table", (rows, columns), d), (gh, gw))
     elif self.kind == "factorized":
-      of_row = self._table("rows", "pos@row embed", (gh,), (rows,), d)
-      of_column = self._table(
-        "columns", "pos@column embed", (gw,), (columns,), d
-      )
+      of_row = resample(self._table("rows", (rows,), d), (gh,))
+      of_column = resample(self._table("columns", (columns,), d), (gw,))
       table = of_row[:, None] + of_column
     elif self.kind == "fractional":
       table = self._fourier(fractions((gh, gw)), d)
@@ -176,8 +187,30 @@ class Position(nn.Module):
       raise UserError(f"position {self.kind!r}{nearest(self.kind, KINDS)}")
     return x + jnp.asarray(table, x.dtype).reshape(gh, gw, d)
 
-  def _fourier(self, where: np.ndarray, d: int) -> jax.Array:
-    """(n, 2) parts -> (n, d), frequencies and amplitudes learned."""
+  def _packed(self, x: jax.Array, scale: Scale, packed: Packed) -> jax.Array:
+    """Each token's position in its own image, as that image alone has it."""
+    d = x.shape[-1]
+    if self.kind == "sincos2d":
+      table = sincos2d(packed.where(scale), d)
+    elif self.kind == "fractional":
+      table = self._fourier(packed.fractions(), d)
+    elif self.kind == "learned":
+      table = packed.read(self._table("table", self.grid, d))
+    elif self.kind == "factorized":
+      rows, columns = self.grid or (None, None)
+      table = packed.read(self._table("rows", rows and (rows,), d), 0)
+      table += packed.read(self._table("columns", columns and (columns,), d), 1)
+    elif self.kind in ("rope2d", "none"):
+      return x
+    else:
+      kinds = [k for k in KINDS if k not in ("sincos1d", "glpe")]
+      raise UserError(
+        f"position {self.kind!r} of packed images{nearest(self.kind, kinds)}"
+      )
+    return x + table.astype(x.dtype)
+
+  def _fourier(self, where: np.ndarray | jax.Array, d: int) -> jax.Array:
+    """(..., n, 2) parts -> (n, d), frequencies and amplitudes learned."""
     if d % 2:
       raise UserError(f"fractional positions need an even width, got {d}")
     turns = axes.param(
@@ -188,14 +221,18 @@ class Position(nn.Module):
     angle = 2 * jnp.pi * jnp.asarray(where, jnp.float32) @ turns
     return amplitude * jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], -1)
 
-  def _table(self, name, spec, grid, stored, d):
-    """A stored table, resampled to `grid` if it was made for another."""
+  def _table(self, name: str, grid: tuple[int, ...] | None, d: int):
+    """A stored table (*grid, d), as large as it was made."""
     if self.has_variable("params", name):
       box = self.get_variable("params", name)
-      stored = axes.unbox(box).shape[:-1]
+      grid = axes.unbox(box).shape[:-1]
+    if grid is None:
+      raise UserError(
+        f"position {self.kind!r} of packed images has no grid of its own: set"
+        " model.position_grid"
+      )
     init = axes.normal(self.stddev)
-    table = axes.param(self, name, spec, (*stored, d), init)
-    return resample(table, grid)
+    return axes.param(self, name, _TABLES[name], (*grid, d), init)
 
 
 def resample(table: jax.Array, grid: tuple[int, ...]) -> jax.Array:
