@@ -9,6 +9,7 @@ nothing here touches a workdir.
 import dataclasses
 import functools
 import inspect
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -34,7 +35,7 @@ from vitscale.core import (
 from vitscale.core import config as config_lib
 from vitscale.core import mesh as mesh_lib
 from vitscale.core.errors import UserError, nearest
-from vitscale.data import pipeline, sources, transforms
+from vitscale.data import pack, pipeline, sources, transforms
 
 
 @dataclasses.dataclass
@@ -96,12 +97,15 @@ def build(
     asked.get("params"), asked.get("activations"), asked.get("context")
   )
   make = sources.make if source is None else lambda *_, **__: source
-  source, stream, batch = _train_data(read, make, batch_size)
+  source, plan, stream, batch = _train_data(read, make, batch_size)
+  epoch_examples = plan.rows if plan else len(source)
 
   # Model and task, as shapes; where they live.
   task_module = plugin.module("tasks", read["task"]["name"])
   task = task_module.make(read["task"], source)
   model, reference = models.make(read["model"], source)
+  if plan:
+    _check_packed(read, task, model)
   chosen = draws.make(read.group("draws"))
   _check_draws(chosen, model)
   chosen += getattr(task, "draws", ())
@@ -125,21 +129,20 @@ def build(
   facts, flops = facts_lib.facts(
     task, reference, source, batch, abstract, names, chosen
   )
-  model = models.for_platform(
-    model, facts["tokens_per_example"], mesh.devices.flat[0].platform
-  )
+  if plan:
+    facts["rows"], facts["padding"] = plan.rows, plan.padding
   total_steps = config_lib.steps(
     read,
     "total",
     batch_size=batch_size,
-    epoch_examples=len(source),
+    epoch_examples=epoch_examples,
     flops_per_example=facts["flops_per_example"],
   )
   chosen = draws.over(chosen, total_steps)
   every = functools.partial(
     _every,
     batch_size=batch_size,
-    epoch_examples=len(source),
+    epoch_examples=epoch_examples,
     total_steps=total_steps,
   )
   log, checkpoint = read.group("log"), read.group("checkpoint")
@@ -170,6 +173,8 @@ def build(
   window, scope = step_lib.window(
     task, model, batch, abstract, chosen, mesh, rules
   )
+  # Back end -> numbers of keys, or nothing where nobody attends.
+  facts["attention"] = scope.chosen.get("attention", {})
 
   # Evaluations; after them every key has been read.
   evals = held_out.evals(
@@ -272,7 +277,10 @@ def check_traced(config: Mapping[str, Any]) -> None:
 
 
 def _train_data(read, make, batch_size):
-  """(source, `(start, seed, block, blocks) -> batches`, a batch's shapes)."""
+  """(source, plan, `(start, seed, block, blocks) -> batches`, their shapes).
+
+  The plan is of a config with `pack`, whose batches are rows.
+  """
   data, train = read["data"], read["train"]
   source = make(
     data["source"],
@@ -280,7 +288,8 @@ def _train_data(read, make, batch_size):
     **data.kwargs("source"),
   )
   transform = transforms.parse(train.get("transform", ""))
-  workers = read.get("workers", 0)
+  workers, settings = read.get("workers", 0), read.group("pack").kwargs()
+  plan = pack.plan(source, settings) if settings else None
 
   def stream(start: int, seed: int, block: int, blocks: int):
     return pipeline.train_batches(
@@ -292,18 +301,20 @@ def _train_data(read, make, batch_size):
       workers=workers,
       process_index=block,
       process_count=blocks,
+      plan=plan,
     )
 
   first = pipeline.train_batches(
-    source, batch_size=min(batch_size, 2), seed=0, transform=transform
-  )
+    source, batch_size=min(batch_size, 2), seed=0, transform=transform,
+    plan=plan,
+  )  # fmt: skip
   sample = next(first)
   first.close()
   batch = {
     name: jax.ShapeDtypeStruct((batch_size, *x.shape[1:]), x.dtype)
     for name, x in sample.items()
   }
-  return source, stream, batch
+  return source, plan, stream, batch
 
 
 def _every(group, name: str, **options) -> int:
@@ -317,6 +328,16 @@ def _every(group, name: str, **options) -> int:
 def _zeros(batch) -> dict[str, jax.Array]:
   """An example of the batch's shapes, for init."""
   return {k: jnp.zeros((1, *x.shape[1:]), x.dtype) for k, x in batch.items()}
+
+
+def _check_packed(read, task, model) -> None:
+  """Raises UserError for who takes whole images only."""
+  family = sys.modules[type(model).__module__]
+  if not getattr(family, "PACKS", False):
+    raise UserError(f"pack: model {read['model']['family']!r} can't: use vit")
+  if not hasattr(task, "inputs"):
+    name = read["task"]["name"]
+    raise UserError(f"pack: task {name!r} takes whole images: use classify")
 
 
 def _check_draws(chosen, model) -> None:

@@ -22,12 +22,13 @@ import jax
 from jax.extend import core as jex
 
 from vitscale import bench as bench_lib
-from vitscale import models, plan_data
+from vitscale import plan_data
 from vitscale.core import accounting, estimate, hlo, topology
 from vitscale.core import config as config_lib
 from vitscale.core.axes import AxisError
 from vitscale.core.errors import UserError
 from vitscale.core.log import jsonable
+from vitscale.nn import attention
 from vitscale.nn.block import REMAT
 
 
@@ -206,18 +207,15 @@ def _way_out(config: Any, devices: Any, source: Any) -> str:
 def _attention(
   bench: bench_lib.Bench, where: topology.Topology
 ) -> dict[str, str]:
-  """The back end of the real platform, or one whose arithmetic is the same.
+  """A back end that can be traced here, of the real platform's arithmetic.
 
-  cuDNN's kernel can't be traced without its library; `chunked` keeps the same
-  for the backward pass.
+  Kernels keep what `chunked` keeps for the backward pass.
   """
   if getattr(bench.model, "attention", None) != "auto":
     return {}
-  if not where.is_tpu:
-    return {"model.attention": "chunked"}
   tokens = bench.facts["tokens_per_example"]
-  model = models.for_platform(bench.model, tokens, "tpu")
-  return {"model.attention": model.attention}
+  short = where.is_tpu and tokens < attention.LONG
+  return {"model.attention": "xla" if short else "chunked"}
 
 
 # -------------------------------------------------------------------- figures
@@ -311,7 +309,7 @@ def summary(
     **own,
     "params": facts["params"],
     "tokens_per_example": tokens,
-    "attention": getattr(bench.model, "attention", None),
+    "attention": ", ".join(bench.facts["attention"]) or None,
     "draw": dict(draw),
     "hbm": hbm,
     "fits": hbm["total"] <= hbm["limit"],

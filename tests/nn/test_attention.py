@@ -1,5 +1,6 @@
 """Back ends of attention against the float32 reference."""
 
+import functools
 import re
 
 import jax
@@ -7,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from vitscale.core import accounting, sharding
 from vitscale.core.errors import UserError
-from vitscale.nn import attention, tiled
+from vitscale.nn import attention, kernels, tiled
 
 
 def qkv(nq, n, heads=2, head_dim=8, dtype=jnp.float32):
@@ -116,7 +118,9 @@ def test_choose():
   assert choose(platform="gpu", head_dim=260) == "xla"
   assert choose(platform="gpu", segments=True, keys=10_000) == "chunked"
   assert choose(platform="tpu") == "xla"
-  assert choose(platform="tpu", keys=50_176) == "chunked"
+  assert choose(platform="tpu", keys=50_176) == "splash"
+  assert choose(platform="tpu", keys=50_176, segments=True) == "splash"
+  assert choose("triton", platform="gpu", segments=True) == "triton"
   assert choose("reference", platform="gpu") == "reference"
 
 
@@ -127,9 +131,60 @@ def test_choose_refuses():
     choose("cudnn", platform="cpu")
   with pytest.raises(UserError, match="float32"):
     choose("cudnn", platform="gpu", dtype="float32")
+  with pytest.raises(UserError, match="segment_ids: use 'auto' or 'chunked'"):
+    choose("cudnn", platform="gpu", segments=True)
+  with pytest.raises(UserError, match="head_dim divisible by 8 and <= 256"):
+    choose("cudnn", platform="gpu", head_dim=260)
+  with pytest.raises(UserError, match="runs on TPUs, this is cpu"):
+    choose("splash", platform="cpu")
+  with pytest.raises(UserError, match="runs on GPUs, this is tpu"):
+    choose("triton", platform="tpu")
   q, k, v, _ = qkv(2, 4)
   with pytest.raises(UserError, match="as many queries"):
     attention.attend(q, k, v, segment_ids=jnp.zeros((2, 4), int))
+
+
+KERNELS = {"splash": "tpu", "triton": "gpu"}
+
+
+@pytest.mark.parametrize("who", WHO)
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_kernels_equal_reference(kernel, who, monkeypatch):
+  """Interpreted, off their device; 7 tokens are padded, 128 are not."""
+  monkeypatch.setattr(sharding, "platform", lambda: KERNELS[kernel])
+  run = functools.partial(getattr(kernels, kernel), interpret=True)
+  monkeypatch.setitem(attention.KERNELS, kernel, run)
+  for n in (7, 128):
+    want = results("reference", n, n, **WHO[who](n))
+    got = results(kernel, n, n, **WHO[who](n))
+    for a, b in zip(want, got):
+      np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_kernels_count_what_they_execute(kernel):
+  """Two products forward, seven backward; the reference has two and four."""
+  run = functools.partial(getattr(kernels, kernel), interpret=True)
+  x = jax.ShapeDtypeStruct((2, 256, 3, 32), jnp.float32)
+  loss = lambda q, k, v: run(q, k, v, None).sum()
+  counted = accounting.count_flops(jax.grad(loss, (0, 1, 2)), x, x, x).matmul
+  want = 9 / 2 * 2 * 2 * attention.macs(256, 256, 3, 32)
+  assert want <= counted < 1.01 * want  # splash's row sums are a product
+
+
+def test_one_query_of_several_sees_its_own_segment():
+  q, k, v, _ = qkv(2, 6)
+  of_q, of_k = jnp.array([[0, 1]] * 2), jnp.array([[0, 0, 0, 1, 1, 1]] * 2)
+  got = attention.attend(q, k, v, segment_ids=(of_q, of_k))
+  alone = attention.attend(q[:, 1:], k[:, 3:], v[:, 3:])
+  np.testing.assert_allclose(got[:, 1:], alone, atol=1e-6)
+
+
+def test_what_was_chosen_is_recorded():
+  q, k, v, _ = qkv(7, 7)
+  with sharding.use(None) as scope:
+    attention.attend(q, k, v, backend="chunked")
+  assert scope.chosen == {"attention": {"chunked": [7]}}
 
 
 def test_cudnn_pads_odd_lengths(monkeypatch):

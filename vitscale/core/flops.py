@@ -105,8 +105,9 @@ def register_cost(name: str, cost: Callable[[Any], Flops]) -> None:
   """Gives a primitive its cost, from its jaxpr equation.
 
   `name` is the primitive's, for Pallas kernels `pallas_call:KERNEL`. State
-  model FLOPs: a backward kernel costs its matmuls without recomputation, so
-  that every attention back end counts alike.
+  what it executes: the logits that a backward kernel computes again count, as
+  they do where they are computed by XLA. Model FLOPs are counted on a model
+  without kernels.
   """
   _COSTS[name] = cost
 
@@ -228,13 +229,14 @@ def _fft(eqn: Any) -> Flops:
 
 
 def _attention(eqn: Any) -> Flops:
-  """cuDNN attention: scores and weighted sum; the gradient is twice that."""
+  """cuDNN attention: two products, five in the backward pass."""
   q, k, v = (x.aval.shape for x in eqn.invars[:3])
   heads_first = eqn.params["layout"] == 1  # BNTH, otherwise BTNH
   rows, columns = (q[2], k[2]) if heads_first else (q[1], k[1])
   heads = q[1] if heads_first else q[2]
   forward = 2 * q[0] * heads * rows * columns * (q[3] + v[3])
-  return Flops(matmul=forward * (2 if "bwd" in eqn.primitive.name else 1))
+  backward = "bwd" in eqn.primitive.name
+  return Flops(matmul=forward * 5 // 2 if backward else forward)
 
 
 register_cost("dot_general", _dot_general)

@@ -56,12 +56,16 @@ class Scope:
     rules: the rules.
     constraints: how many constraints were put on activations.
     placed: (axis names, shape) of an activation -> its PartitionSpec.
+    chosen: what a part of the model chose by size, see `record`.
   """
 
   mesh: Mesh | AbstractMesh | None
   rules: Rules
   constraints: int = 0
   placed: dict[tuple[Any, Any], PartitionSpec] = dataclasses.field(
+    default_factory=dict
+  )
+  chosen: dict[str, dict[str, list[int]]] = dataclasses.field(
     default_factory=dict
   )
 
@@ -101,6 +105,32 @@ def use(
 def current() -> Scope | None:
   """The innermost `use`, or None."""
   return _scope.get()
+
+
+def platform() -> str:
+  """ "cpu" | "gpu" | "tpu": of the mesh in force, else where JAX runs.
+
+  A mesh may be of devices that aren't here, to compile for them.
+  """
+  scope = _scope.get()
+  if scope is not None and isinstance(scope.mesh, Mesh):
+    return scope.mesh.devices.flat[0].platform
+  return jax.default_backend()
+
+
+def record(what: str, choice: str, size: int) -> None:
+  """Notes in the scope that `what` took `choice` at a size, for run.json."""
+  scope = _scope.get()
+  if scope is not None:
+    sizes = scope.chosen.setdefault(what, {}).setdefault(choice, [])
+    if size not in sizes:
+      sizes.append(size)
+
+
+def splits() -> bool:
+  """Whether a mesh of several devices is in force."""
+  scope = _scope.get()
+  return scope is not None and scope.mesh is not None and scope.mesh.size > 1
 
 
 def ways(name: str) -> int:

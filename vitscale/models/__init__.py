@@ -9,12 +9,10 @@ import dataclasses
 from typing import Any
 
 import flax.linen as nn
-import jax
 
 from vitscale import plugin
 from vitscale.core.config import Reader
 from vitscale.core.errors import UserError, nearest
-from vitscale.nn import attention
 
 
 def make(config: Reader, source: Any) -> tuple[nn.Module, nn.Module]:
@@ -49,16 +47,3 @@ def make(config: Reader, source: Any) -> tuple[nn.Module, nn.Module]:
   plain = {"attention": "reference", "remat": None}
   twin = {k: v for k, v in plain.items() if k in known}
   return model, model.clone(**twin)
-
-
-def for_platform(model: nn.Module, tokens: int, platform: str) -> nn.Module:
-  """With the attention that "auto" means on a platform that isn't here."""
-  here = platform == jax.default_backend()
-  if here or getattr(model, "attention", None) != "auto":
-    return model
-  head_dim = 8  # TPUs take every one
-  backend = attention.choose(
-    queries=tokens, keys=tokens, head_dim=head_dim, dtype=model.dtype,
-    platform=platform,
-  )  # fmt: skip
-  return model.clone(attention=backend)

@@ -4,7 +4,9 @@
     grouped    a few heads at a time: their logits stay in a CPU's cache
     xla        jax.nn.dot_product_attention; short sequences, any device
     chunked    scan over blocks of keys, memory linear in the length
+    splash     Pallas kernel of TPUs, long sequences
     cudnn      fused kernel, NVIDIA GPUs from Ampere on, half precision
+    triton     Pallas kernel of NVIDIA GPUs, on demand: it knows segments
 
 Which tokens may see each other is said by `lengths` or `segment_ids`, never
 by a dense mask: a mask of 50,000 x 50,000 would be larger than the model.
@@ -22,13 +24,16 @@ from jax.ad_checkpoint import checkpoint_name
 
 from vitscale.core import axes, sharding
 from vitscale.core.errors import UserError, nearest
-from vitscale.nn import context, position, tiled
+from vitscale.nn import context, kernels, position, tiled
 from vitscale.nn.depthwise import Depthwise
 from vitscale.nn.grid import Grid
 from vitscale.nn.linear import Linear
 from vitscale.nn.norm import LayerNorm
 
-BACKENDS = ("auto", "reference", "grouped", "xla", "chunked", "cudnn")
+BACKENDS = (
+  "auto", "reference", "grouped", "xla", "chunked", "splash", "cudnn", "triton",
+)  # fmt: skip
+KERNELS = {"splash": kernels.splash, "triton": kernels.triton}
 LONG = 2048  # keys from which the (n, n) logits are no longer stored
 GROUPED = 2**14  # logits of a head from which CPUs take the grouped back end
 
@@ -51,15 +56,15 @@ def choose(
     head_dim: width of a head.
     dtype: compute type of q, k, v.
     segments: whether segment ids are given.
-    platform: "cpu" | "gpu" | "tpu"; default the one JAX runs on. Give it
-      when compiling for a device that is not there.
+    platform: "cpu" | "gpu" | "tpu"; default that of the mesh in force, or
+      else the one JAX runs on.
 
   Raises:
     UserError: unknown name, or a back end that cannot do this.
   """
   if backend not in BACKENDS:
     raise UserError(f"attention {backend!r}{nearest(backend, BACKENDS)}")
-  platform = platform or jax.default_backend()
+  platform = platform or sharding.platform()
   capability = _capability(platform)
   widest = 256 if capability >= 9 else 128
   why_not = {
@@ -77,7 +82,13 @@ def choose(
   }
   failed = [reason for reason, failed in why_not.items() if failed]
   if backend == "cudnn" and failed:
-    raise UserError(f"attention 'cudnn' {failed[0]}: use 'auto' or 'xla'")
+    raise UserError(f"attention 'cudnn' {failed[0]}: use 'auto' or 'chunked'")
+  home = {"splash": "tpu", "triton": "gpu"}.get(backend, platform)
+  if home != platform:
+    raise UserError(
+      f"attention {backend!r} runs on {home.upper()}s, this is {platform}: use"
+      " 'auto' or 'chunked'"
+    )
   if backend != "auto":
     return backend
   if not failed and min(queries, keys) > 1:
@@ -85,7 +96,9 @@ def choose(
   if platform == "cpu" and keys < LONG:
     alone = sharding.ways("batch") * sharding.ways("heads") == 1
     return "grouped" if alone and queries * keys >= GROUPED else "reference"
-  return "xla" if keys < LONG else "chunked"
+  if keys < LONG:
+    return "xla"
+  return "splash" if platform == "tpu" else "chunked"
 
 
 def _capability(platform: str) -> float:
@@ -112,16 +125,17 @@ def attend(
     lengths: (b,) int, keys of each example that exist; the results of
       queries past it are finite and mean nothing.
     segment_ids: (b, n) int, a token sees tokens of its own id (packing);
-      needs nq == n.
+      needs nq == n, or a pair, ids of queries (b, nq) and of keys (b, n).
     backend: see `choose`.
 
   Returns:
     (b, nq, h, hd) in the type of q, named "attention_out" for remat.
 
   Raises:
-    UserError: see `choose`; segment_ids with nq != n.
+    UserError: see `choose`; one segment_ids with nq != n.
   """
-  if segment_ids is not None and q.shape[1] != k.shape[1]:
+  alike = not isinstance(segment_ids, tuple)
+  if segment_ids is not None and alike and q.shape[1] != k.shape[1]:
     raise UserError(
       f"segment_ids need as many queries as keys, got {q.shape[1]} and"
       f" {k.shape[1]}: use lengths"
@@ -140,6 +154,10 @@ def attend(
     # A few queries (a pooling head) are whole: their logits may be split.
     several = q.shape[1] == k.shape[1]
     run = functools.partial(context.attend, run) if several else _reference
+    name = context.said(name) if several else "reference"
+  elif name in KERNELS and sharding.splits():
+    run = functools.partial(context.attend, run)
+  sharding.record("attention", name, k.shape[1])
   return checkpoint_name(run(q, k, v, ids, lengths), tiled.OUT)
 
 
@@ -156,6 +174,8 @@ def _run(name: str, q, k, v, ids, lengths) -> jax.Array:
     )
   if name == "chunked":
     return tiled.chunked(q, k, v, ids)
+  if name in KERNELS:
+    return KERNELS[name](q, k, v, ids)
   return _cudnn(q, k, v, lengths)
 
 
@@ -166,11 +186,13 @@ def _ids(nq, n, lengths, segment_ids) -> Ids | None:
   """Lengths and segments as one rule: query and key must have equal ids."""
   if lengths is None and segment_ids is None:
     return None
-  b = len(segment_ids if lengths is None else lengths)
   if segment_ids is None:
+    b = len(lengths)
     of_q, of_k = jnp.zeros((b, nq), jnp.int32), jnp.zeros((b, n), jnp.int32)
   else:
-    of_q = of_k = segment_ids.astype(jnp.int32)
+    pair = isinstance(segment_ids, tuple)
+    of_q, of_k = segment_ids if pair else (segment_ids, segment_ids)
+    of_q, of_k = of_q.astype(jnp.int32), of_k.astype(jnp.int32)
   if lengths is not None:
     of_k = jnp.where(jnp.arange(n) < lengths[:, None], of_k, tiled.NOBODY)
   return of_q, of_k

@@ -9,7 +9,8 @@
 
 `rules.context` of a config chooses; models don't know. Class token and
 registers are tokens like others. Where the devices don't divide the sequence
-it is padded here with tokens that nobody sees.
+it is padded here with tokens that nobody sees. Where nothing splits it, each
+device runs its own examples and heads: what a kernel needs.
 """
 
 import functools
@@ -68,11 +69,12 @@ def attend(
     ids = of_q, jnp.where(real, of_k, tiled.NOBODY)
     if lengths is None:
       lengths = jnp.full((len(q),), n, jnp.int32)
-  exchange = {"gather": _gather, "ring": _ring, "ulysses": _ulysses}
+  ways = {"gather": _gather, "ring": _ring, "ulysses": _ulysses}
+  exchange = ways[scope.rules.context] if size > 1 else _alone
   heads = PartitionSpec(*(split[name] for name in names))
   tokens, rows = PartitionSpec(*heads[:2]), PartitionSpec(*heads[:1])
   out = jax.shard_map(
-    functools.partial(exchange[scope.rules.context], run, axes=axes, size=size),
+    functools.partial(exchange, run, axes=axes, size=size),
     mesh=scope.mesh,
     in_specs=(heads, heads, heads, tokens, rows),
     out_specs=heads,
@@ -81,9 +83,19 @@ def attend(
   return sharding.constrain(out[:, :n], *names)
 
 
+def said(backend: str) -> str:
+  """What attends here, for the record: `ring` has blocks of its own."""
+  kind = sharding.current().rules.context
+  return kind if kind == "ring" else f"{kind}, {backend}"
+
+
 def _all(x: jax.Array, axes: tuple[str, ...]) -> jax.Array:
   """(b, n / size, ...) of each device -> (b, n, ...) on every one."""
   return jax.lax.all_gather(x, axes, axis=1, tiled=True)
+
+
+def _alone(run, q, k, v, ids, lengths, axes, size):
+  return run(q, k, v, ids, lengths)
 
 
 def _gather(run, q, k, v, ids, lengths, axes, size):
