@@ -61,8 +61,10 @@ def facts(
     matmul += share * train.matmul
     elementwise += share * train.elementwise
     costs[tuple(sorted(draw.items()))] = train.matmul / examples
+  plain = lambda b: task.normalise(b["image"])
+  inputs = getattr(task, "inputs", plain)
   _, out = jax.eval_shape(
-    lambda v, b: model.apply(v, task.normalise(b["image"])), abstract, batch
+    lambda v, b: model.apply(v, inputs(b)), abstract, batch
   )
   features = out["features"][-1][0]
   params = accounting.params_by_role(abstract["params"], names["params"])

@@ -10,7 +10,7 @@ import jax
 from vitscale import plugin
 from vitscale.core import placement, sharding
 from vitscale.core.errors import UserError
-from vitscale.data import pipeline, transforms
+from vitscale.data import pack, pipeline, transforms
 
 
 @dataclasses.dataclass
@@ -33,19 +33,27 @@ def evals(
 ) -> dict[str, Eval]:
   """`evals.NAME = {name, split, every_*, batch_size, transform, data}`.
 
+  Packed like training where the config has `pack`; batches are rows then.
+
   A module's `OPTIONS` are further keys, passed on to it; `DATA` names groups
   of a split of their own, whose batches `evaluate` gets (see retrieval).
   """
-  made = {}
+  made, settings = {}, read.group("pack").kwargs()
   for label, group in read.group("evals").items():
     module = plugin.module("evals", group.get("name", "classify"))
+    if settings and not getattr(module, "PACKS", False):
+      raise UserError(
+        f"evals.{label}: {group.get('name')!r} takes whole images, not packed"
+        " ones: use name='classify'"
+      )
     keys = getattr(module, "OPTIONS", ())
     options = {key: _plain(group[key]) for key in keys if key in group}
     size = group.get("batch_size", batch_size)
     placement.check_batch(f"evals.{label}.batch_size", size, mesh, rules)
     stream = functools.partial(
-      _batches, read["data"], make=make, source=source, size=size
-    )
+      _batches, read["data"], make=make, source=source, size=size,
+      settings=settings,
+    )  # fmt: skip
     batches, more = stream(group, f"evals.{label}"), {}
     for key in getattr(module, "DATA", ()):
       if key not in group:
@@ -84,7 +92,7 @@ def _run(
     return one_pass(variables, placed(batches), **others, **options)
 
 
-def _batches(data, group, where: str, *, make, source, size: int):
+def _batches(data, group, where: str, *, make, source, size: int, settings):
   """What makes the batches of a group's split."""
   held_out = make(
     data["source"],
@@ -100,6 +108,7 @@ def _batches(data, group, where: str, *, make, source, size: int):
     held_out,
     batch_size=size,
     transform=transforms.parse(group.get("transform", "")),
+    plan=pack.plan(held_out, settings) if settings else None,
   )
 
 

@@ -126,6 +126,7 @@ def test_grids_are_nearest_and_scaled_down_where_too_large():
     ({"length": 0}, "pack.length=0: should be 1 or more"),
     ({"patch_size": 4.0}, "pack.patch_size=4.0"),
     ({"segments": True}, "pack.segments=True"),
+    ({"max_token": 3}, "'max_token' is no key, did you mean 'max_tokens'"),
     ({"max_tokens": 37}, "pack.max_tokens=37 is above pack.length=36"),
   ],
 )  # fmt: skip
@@ -133,6 +134,11 @@ def test_bad_settings_are_one_line(images, change, words):
   with pytest.raises(UserError, match=words) as error:
     pack.plan(images, {**SETTINGS, **change})
   assert "\n" not in str(error.value)
+
+
+def test_a_missing_key_is_named(images):
+  with pytest.raises(UserError, match="pack: 'segments' is missing"):
+    pack.plan(images, {"length": 36, "patch_size": 4})
 
 
 def test_sizes_that_nobody_knows_are_refused(images):

@@ -31,7 +31,7 @@ from typing import Any
 
 import numpy as np
 
-from vitscale.core.errors import UserError
+from vitscale.core.errors import UserError, nearest
 from vitscale.data import augment
 from vitscale.data.random import Rng, permutation
 from vitscale.data.source import Source
@@ -80,6 +80,10 @@ def plan(source: Source, settings: Mapping[str, Any]) -> Plan:
   Raises:
     UserError: a number that is none, or an image that fits no row.
   """
+  for key in (*settings, *KEYS[:3]):
+    if key not in KEYS or key not in settings:
+      what = "is missing" if key in KEYS else f"is no key{nearest(key, KEYS)}"
+      raise UserError(f"pack: {key!r} {what}")
   length, p, segments = (settings[key] for key in KEYS[:3])
   limit = settings.get("max_tokens")
   given = dict(zip(KEYS, (length, p, segments, limit)))

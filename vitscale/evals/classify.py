@@ -21,12 +21,13 @@ import jax.numpy as jnp
 import numpy as np
 
 BINS = 15  # as in the paper's tables
+PACKS = True  # takes packed batches, data/pack.py
 
 
 def make(task: Any, model: Any) -> Callable[..., dict[str, jax.Array]]:
   """A jittable `(variables, batch) -> sums` over the real rows of a batch.
 
-  Calibration is of tasks that predict `probabilities` (b, k).
+  Calibration is of tasks that predict `probabilities` (..., k).
   """
 
   def sums(
@@ -59,14 +60,16 @@ def calibration(
   """Sums for `ece` and `brier`.
 
   Args:
-    probabilities: (b, k).
-    label: (b,) int32.
-    weight: (b,), 0 for padding.
+    probabilities: (..., k), of examples or of rows of them.
+    label: (...) int32.
+    weight: (...), 0 for padding.
 
   Returns:
     `bins` (3, BINS): examples, their confidence, how many are right;
     `squares`, the Brier score.
   """
+  probabilities = probabilities.reshape(-1, probabilities.shape[-1])
+  label, weight = label.reshape(-1), weight.reshape(-1)
   confidence = probabilities.max(-1)
   right = (probabilities.argmax(-1) == label).astype(jnp.float32)
   at = jnp.clip(jnp.ceil(confidence * BINS) - 1, 0, BINS - 1)

@@ -6,6 +6,8 @@ A task module has `make(config, source) -> Task`; a Task offers
     loss(model, variables, batch, rngs, draw) -> (loss, aux)
     predict(model, variables, batch) -> dict of per-example arrays
     players: tuple[Player, ...]
+    inputs(batch) (optional) -> what the model is called with; without it,
+      normalise(batch["image"]), and no packed batches
     draws: tuple (optional), what it samples itself (core/draws.py)
     touched(model, batch, draw) (optional) -> tree of masks or None, the
       entries of the parameters that a step may move

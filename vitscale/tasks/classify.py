@@ -7,6 +7,7 @@ so that it does not depend on the number of processes.
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +17,7 @@ import jax.numpy as jnp
 import optax
 
 from vitscale.core.errors import UserError, nearest
+from vitscale.nn.packed import Packed
 from vitscale.tasks import Player
 
 Batch = Mapping[str, jax.Array]
@@ -36,7 +38,19 @@ class Task:
 
   def init(self, model: nn.Module, key: jax.Array, batch: Batch) -> Any:
     """Boxed variables of the model, from any batch of the right shapes."""
-    return model.init(key, self.normalise(batch["image"]))
+    return model.init(key, self.inputs(batch))
+
+  def inputs(self, batch: Batch) -> Any:
+    """What the model is called with: images, or rows of them (data/pack.py)."""
+    if "segment_ids" not in batch:
+      return self.normalise(batch["image"])
+    patches, channels = batch["image"], len(self.mean)
+    pixels = patches.shape[-1] // channels
+    x = self.normalise(patches.reshape(*patches.shape[:-1], pixels, channels))
+    return Packed(
+      x.reshape(patches.shape), batch["coordinates"], batch["segment_ids"],
+      batch["grids"], math.isqrt(pixels),
+    )  # fmt: skip
 
   def normalise(self, image: jax.Array) -> jax.Array:
     """uint8 (b, h, w, c) -> float32, zero mean and unit variance."""
@@ -56,7 +70,8 @@ class Task:
     Args:
       model: a family's Model; called with `train=True` and the draw.
       variables: parameters and mutable collections.
-      batch: `image` (b, h, w, c) uint8, `label` (b,) int32.
+      batch: `image` (b, h, w, c) uint8, `label` (b,) int32; or rows, whose
+        images count by their `weight`.
       rngs: streams "dropout" and "mix".
       draw: static values of this step, keywords of the model's call.
 
@@ -64,7 +79,7 @@ class Task:
       Scalar loss and aux with `metrics`, `state`, `logits` (b, classes) and
       what else the model gave, `out`.
     """
-    image = self.normalise(batch["image"])
+    image, weight = self.inputs(batch), batch.get("weight")
     target = jax.nn.one_hot(batch["label"], self.classes)
     image, target = self.mix(image, target, rngs["mix"])
     if self.label_smoothing:
@@ -78,10 +93,10 @@ class Task:
       mutable=mutable,
       **draw,
     )
-    loss = self.nll(logits, target).mean()
-    hit = logits.argmax(-1) == batch["label"]
+    loss = mean(self.nll(logits, target), weight)
+    hit = mean(logits.argmax(-1) == batch["label"], weight)
     return loss, {
-      "metrics": {"loss": loss, "accuracy": hit.mean()},
+      "metrics": {"loss": loss, "accuracy": hit},
       "state": state,
       "logits": logits,
       "out": out,
@@ -105,6 +120,8 @@ class Task:
     """Mixes each example with the one that a roll puts beside it."""
     if not (self.mixup or self.cutmix):
       return image, target
+    if isinstance(image, Packed):
+      raise UserError("task.mixup, task.cutmix: packed images have no partner")
     choose, lam, box = jax.random.split(key, 3)
     other_image, other_target = (
       jnp.roll(image, 1, 0),
@@ -129,7 +146,7 @@ class Task:
     self, model: nn.Module, variables: Mapping[str, Any], batch: Batch
   ) -> dict[str, jax.Array]:
     """Per example: `nll` in nats, `correct` 0/1; `logits`, `probabilities`."""
-    logits, _ = model.apply(variables, self.normalise(batch["image"]))
+    logits, _ = model.apply(variables, self.inputs(batch))
     logits = logits.astype(jnp.float32)
     target = jax.nn.one_hot(batch["label"], self.classes)
     return {
@@ -138,6 +155,13 @@ class Task:
       "logits": logits,
       "probabilities": self.probabilities(logits),
     }
+
+
+def mean(x: jax.Array, weight: jax.Array | None) -> jax.Array:
+  """Over all examples, those of weight 0 left out."""
+  if weight is None:
+    return x.mean()
+  return (weight * x).sum() / jnp.maximum(weight.sum(), 1)
 
 
 def _box(key: jax.Array, shape: tuple[int, ...], alpha: float) -> jax.Array:

@@ -82,6 +82,11 @@ class Task:
   def normalise(self, image: jax.Array) -> jax.Array:
     return self.task.normalise(image)
 
+  @property
+  def inputs(self) -> Any:
+    """The plain task's; none (AttributeError) where that has none."""
+    return self.task.inputs
+
   def loss(
     self,
     model: nn.Module,
