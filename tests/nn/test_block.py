@@ -195,3 +195,35 @@ def test_unknown_options_name_the_nearest():
     stack(remat="save_attn").init(jax.random.key(0), X)
   with pytest.raises(UserError, match="did you mean 'swiglu'"):
     stack(ffn="swiglue").init(jax.random.key(0), X)
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_ffn_in_blocks_is_the_ffn(scan):
+  v = looped_variables()
+  v = layers_lib.stack_layers(v) if scan else v
+  whole, parts = (
+    stack(scan=scan, layer_scale=0.5, qk_norm=True, ffn_blocks=blocks)
+    for blocks in (1, 5)
+  )
+  close(value_and_grad(whole, v)[:2], value_and_grad(parts, v)[:2])
+
+
+def test_ffn_in_blocks_of_tokens_that_are_not_flat():
+  """Where a mesh splits the sequence they keep their batch axis."""
+  v = {"params": looped_variables()["params"]["block_00"]}
+  options = {"layer_scale": 0.5, "qk_norm": True}
+  want, _ = TOY(**options).apply(v, X, batch=3)
+  got, _ = TOY(**options, ffn_blocks=5).apply(v, X, batch=3)
+  np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+def test_ffn_blocks_must_divide():
+  with pytest.raises(UserError, match="does not divide 15 tokens: use 5"):
+    stack(ffn_blocks=6).init(jax.random.key(0), X)
+
+
+def test_remat_draws_nothing_at_rate_zero():
+  """No rng is asked for, and no dropping is compiled in."""
+  module = stack(remat="full")
+  v = axes.unbox(module.init(jax.random.key(0), X))
+  module.apply(v, X, train=True)

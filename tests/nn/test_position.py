@@ -92,3 +92,35 @@ def test_rope_leaves_the_prefix_and_lengths_alone():
 def test_unknown_kind():
   with pytest.raises(UserError, match="did you mean 'learned'"):
     apply("learnt", (2, 2))
+
+
+@pytest.mark.parametrize("kind", ["learned", "factorized"])
+def test_a_table_of_one_size_for_every_grid(kind):
+  """Parameter-matched: 3 x 4 patches and 12 x 16 have one table, 6 x 6."""
+  sizes = set()
+  for grid in ((3, 4), (12, 16)):
+    x = jnp.zeros((1, *grid, 8))
+    module = position.Position(kind, grid=(6, 6))
+    v = axes.unbox(module.init(jax.random.key(0), x))
+    sizes.add(sum(p.size for p in jax.tree.leaves(v)))
+    assert abs(module.apply(v, x)).max() > 0
+  assert sizes == {8 * 36 if kind == "learned" else 2 * 8 * 6}
+
+
+@pytest.mark.parametrize("kind", ["fractional", "glpe"])
+def test_parts_of_the_image_know_no_pixels(kind):
+  """The middle of any odd grid is the middle of the image."""
+  if kind == "glpe":  # its convolution reaches the edge of a small grid
+    at = lambda g: position.sincos2d(2 * np.pi * position.fractions(g), 8)
+    small, large = at((3, 3))[4], at((9, 9))[40]
+  else:
+    (small, v) = apply(kind, (3, 3))
+    large = position.Position(kind).apply(v, jnp.zeros((1, 9, 9, 8)))
+    small, large = small[0, 1, 1], large[0, 4, 4]
+  np.testing.assert_allclose(small, large, atol=1e-6)
+
+
+def test_sincos1d_counts_along_rows():
+  y, _ = apply("sincos1d", (2, 3))
+  flat, _ = apply("sincos1d", (1, 6))
+  np.testing.assert_array_equal(y.reshape(2, 6, 8), flat.reshape(2, 6, 8))

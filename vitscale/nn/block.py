@@ -181,7 +181,13 @@ class Block(nn.Module):
     def before(m, x, rope):
       return m.attention.heads(m.norm1(x), batch=batch, rope=rope)
 
-    after = lambda m, x, y, rate: m.mix(x, y, rate, batch, train)
+    # A rate that is known is no argument: remat would make it an array, and a
+    # rate of 0 would then be drawn for.
+    known = rate if isinstance(rate, float) else None
+
+    def after(m, x, y, rate):
+      rate = rate if known is None else known
+      return m.mix(x, y, rate, batch, train)
 
     def whole(m, x, rate, rope, lengths, segment_ids):
       qkv = before(m, x, rope)

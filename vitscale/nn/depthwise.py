@@ -18,13 +18,13 @@ class Depthwise(nn.Module):
   Attributes:
     name_of: axis name of the channels, the last axis.
     features: how many; axes before them (heads) share the kernel.
-    init: of the kernel.
+    kernel_init: its initializer.
     dtype: compute type.
   """
 
   name_of: str
   features: int
-  init: Any = axes.lecun
+  kernel_init: Any = axes.lecun
   dtype: str = "float32"
 
   @nn.compact
@@ -32,7 +32,7 @@ class Depthwise(nn.Module):
     """(b, rows, columns, ..., features) to the same shape."""
     kernel = axes.param(
       self, "kernel", f"kernel_h kernel_w -> {self.name_of}",
-      (3, 3, self.features), self.init,
+      (3, 3, self.features), self.kernel_init,
     )  # fmt: skip
     bias = axes.param(self, "bias", self.name_of, (self.features,), axes.zeros)
     kernel, bias = kernel.astype(self.dtype), bias.astype(self.dtype)
