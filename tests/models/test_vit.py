@@ -259,3 +259,27 @@ def test_sizes_of_layers_that_do_not_fit():
     start(num_heads=(1, 2))
   same = start(mlp_dim=(64, 64), num_heads=(2, 2), head_dim=16, scan=True)
   assert jax.tree.structure(same) == jax.tree.structure(start(scan=True))
+
+
+def step_memory(side: int, backend: str) -> int:
+  """Bytes a training step on 1x1 patches of side x side pixels takes."""
+  model = vit.Model(
+    10, width=64, depth=2, mlp_dim=128, num_heads=1, patch_size=1,
+    position="sincos2d", attention=backend,
+  )  # fmt: skip
+  image = jax.ShapeDtypeStruct((1, side, side, 1), jnp.float32)
+  v = axes.unbox(jax.eval_shape(model.init, jax.random.key(0), image))
+
+  def step(v, image):
+    loss = lambda v: jnp.square(model.apply(v, image, train=True)[0]).sum()
+    return jax.tree.map(lambda p, g: p - 0.1 * g, v, jax.grad(loss)(v))
+
+  compiled = jax.jit(step, donate_argnums=0).lower(v, image).compile()
+  return compiled.memory_analysis().temp_size_in_bytes
+
+
+def test_memory_of_pixels_grows_with_their_number():
+  """1k, 4k, 16k tokens; the logits alone would grow sixteenfold each time."""
+  small, middle, large = (step_memory(n, "chunked") for n in (32, 64, 128))
+  assert middle < 4.4 * small and large < 4.4 * middle
+  assert large < 0.1 * step_memory(128, "reference")
