@@ -1,26 +1,22 @@
 """Is a training step as fast as timm's on the same machine? See README.md.
 
 Nothing here trains through the study's runs: contestants must have the machine
-to themselves, so `analyse` times them in turns (contest.py) and judges.
+to themselves, so `analyse` times them in turns (vitscale/race) and judges.
 """
 
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from vitscale import laws
-from vitscale.core.config import load_module
 from vitscale.laws import Verdict
+from vitscale.race import contest
+from vitscale.race.contest import Case
 from vitscale.report.figures import Axis, Figure, Level, Panel, Points
 from vitscale.report.page import Table
 from vitscale.study import Run
-
-sys.path.append(str(Path(__file__).parent))  # contestants share contest.py
-contest = load_module(Path(__file__).with_name("contest.py"))
-Case = contest.Case
 
 TINY = Case("tiny", 32, 8, 64, 2, 2, 16, classes=10, steps=2)
 TI = Case("Ti/16", 224, 16, 192, 12, 3, 16, steps=2)
@@ -56,7 +52,8 @@ def analyse(results: Mapping[str, Any], scale: str) -> dict[str, Any]:
   say = lambda text: print(text, file=sys.stderr, flush=True)
   rows, verdicts, panels = [], [], []
   for case in cases:
-    found, errors = contest.contest(case, names, rounds, say)
+    entries = {name: (name, case) for name in names}
+    found, errors = contest.contest(entries, rounds, say)
     rows += [row(case, name, found, errors) for name in names]
     reason = (
       f"{' and '.join(missing)} not installed: pip install 'vitscale[peers]'"

@@ -6,9 +6,7 @@ from pathlib import Path
 import pytest
 
 from vitscale import study as study_lib
-from vitscale.core.config import load_module
-
-FOLDER = Path(__file__).parents[2] / "experiments" / "speed"
+from vitscale.race import contest
 
 
 @pytest.fixture(scope="module")
@@ -42,10 +40,8 @@ def test_without_peers_the_verdict_is_inconclusive(result):
 
 
 def test_a_contestant_that_dies_does_not_end_the_contest(monkeypatch):
-  contest = load_module(FOLDER / "contest.py")
-  monkeypatch.setitem(contest.FILES, "broken", "README.md")
+  monkeypatch.setitem(contest.MODULES, "broken", "vitscale.no_such_module")
   case = contest.Case("t", 8, 4, 16, 1, 1, 4, classes=4, steps=1)
-  found, errors = contest.contest(
-    case, ["broken", "vitscale"], 1, lambda text: None
-  )
+  entries = {name: (name, case) for name in ("broken", "vitscale")}
+  found, errors = contest.contest(entries, 1, lambda text: None)
   assert "broken" in errors and found["vitscale"]["seconds"][0] > 0

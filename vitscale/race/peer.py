@@ -2,11 +2,12 @@
 
 import functools
 
-import contest
 import timm
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch.nn import functional as F
+
+from vitscale.race import contest
 
 
 def build(name: str, case: contest.Case):
@@ -31,6 +32,7 @@ def build(name: str, case: contest.Case):
     fc_norm=False,
     norm_layer=functools.partial(torch.nn.LayerNorm, eps=1e-6),
   ).to(device)
+  model.set_grad_checkpointing(case.recompute)
   optimizer = torch.optim.AdamW(
     model.parameters(), lr=1e-3, betas=(0.9, 0.99), weight_decay=0.05,
     fused=True,
@@ -47,7 +49,7 @@ def build(name: str, case: contest.Case):
       logits = model(image)
     return F.cross_entropy(logits.float(), label)
 
-  if cuda:
+  if cuda and not case.recompute:
     loss_of = torch.compile(loss_of)
 
   def step():

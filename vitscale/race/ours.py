@@ -1,6 +1,5 @@
 """Contestants: `vitscale`, the step of `bench.build`, and its two controls."""
 
-import contest
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +8,7 @@ from ml_collections import ConfigDict
 from vitscale import bench as bench_lib
 from vitscale.core import sharding
 from vitscale.nn import attention, block, ffn, norm
+from vitscale.race import contest
 
 
 def plain_layer_norm(x, scale, bias, eps):
@@ -49,6 +49,7 @@ def config(case: contest.Case) -> ConfigDict:
         "family": "vit", "patch_size": case.patch, "width": case.width,
         "depth": case.depth, "mlp_dim": 4 * case.width,
         "num_heads": case.heads, "gelu": "erf", "dtype": case.dtype,
+        "attention": case.attention, "remat": case.remat,
       },
       "task": {"name": "classify"},
       "train": {"split": "train", "transform": ""},
@@ -74,6 +75,7 @@ def build(name: str, case: contest.Case):
     facts = {
       "params": bench.facts["params"],
       "flops": bench.facts["flops_per_example"],
+      "attention": bench.facts["attention"],
       "version": f"jax {jax.__version__}",
       "device": jax.devices()[0].device_kind,
     }

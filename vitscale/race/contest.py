@@ -1,10 +1,10 @@
 """Runs contestants in processes of their own and times them in turns.
 
-A contestant is a file that builds its training step and calls `serve`; it
-then waits on stdin, costs nothing while others run, and answers each request
-"run n steps" with the seconds they took. `contest` asks all contestants in
-each round, forwards in even rounds and backwards in odd ones, so that a drift
-of the machine's speed meets them all alike.
+A contestant is a module that builds its training step and calls `serve`
+(ours.py, peer.py); it then waits on stdin, costs nothing while others run, and
+answers each request "run n steps" with the seconds they took. `contest` asks
+all contestants in each round, forwards in even rounds and backwards in odd
+ones, so that a drift of the machine's speed meets them all alike.
 """
 
 import ctypes
@@ -16,18 +16,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import vitscale
 
-HERE = Path(__file__).parent
-FILES = {
-  "vitscale": "ours.py",
-  "control": "ours.py",
-  "products": "ours.py",
-  "timm": "peer.py",
+MODULES = {
+  "vitscale": "vitscale.race.ours",
+  "control": "vitscale.race.ours",
+  "products": "vitscale.race.ours",
+  "timm": "vitscale.race.peer",
 }
 PEERS = ("torch", "timm")
 
@@ -40,7 +39,9 @@ class Case:
     size, channels: of the square image.
     steps: timed in each turn, after one that is not.
     threads: of a CPU; the contestants stay on that many cores.
-    target: throughput over timm's that the study's README asks for.
+    target: throughput over timm's that a study's README asks for.
+    attention, remat: of vitscale's model.
+    recompute: whether timm recomputes its blocks.
   """
 
   name: str
@@ -57,6 +58,12 @@ class Case:
   threads: int = 2
   steps: int = 2
   target: float = 1.0
+  attention: str = "auto"
+  remat: str | None = None
+  recompute: bool = False
+
+
+Entries = Mapping[str, tuple[str, Case]]
 
 
 class Failed(Exception):
@@ -77,7 +84,7 @@ class Contestant:
     self.name = name
     self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 (lives with self)
     self._process = subprocess.Popen(
-      [sys.executable, str(HERE / FILES[name]), name, _dump(case)],
+      [sys.executable, "-m", MODULES[name], name, _dump(case)],
       stdin=subprocess.PIPE,
       stdout=subprocess.PIPE,
       stderr=self._log,
@@ -107,12 +114,14 @@ class Contestant:
 
 
 def contest(
-  case: Case,
-  names: Sequence[str],
-  rounds: int,
-  say: Callable[[str], None],
+  entries: Entries, rounds: int, say: Callable[[str], None]
 ) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
-  """Times the contestants against each other.
+  """Times contestants against each other.
+
+  Args:
+    entries: by name, a contestant (a key of MODULES) and its case.
+    rounds: turns of each.
+    say: told what happens, in a line.
 
   Returns:
     By name `{"seconds": per step and round, "about": facts}`, and the errors
@@ -123,9 +132,9 @@ def contest(
   found: dict[str, dict[str, Any]] = {}
   errors: dict[str, str] = {}
   try:
-    for name in names:
+    for name, (who, case) in entries.items():
       say(f"{case.name}: building {name}")
-      alive[name] = Contestant(name, case)
+      alive[name] = Contestant(who, case)
       try:
         alive[name].ask(1)
         found[name] = {"seconds": []}
@@ -133,10 +142,11 @@ def contest(
         errors[name] = str(error)
         alive.pop(name).close()
     for turn in range(rounds):
-      say(f"{case.name}: round {turn + 1} of {rounds}")
+      say(f"round {turn + 1} of {rounds}")
       for name in list(alive)[:: -1 if turn % 2 else 1]:
+        steps = entries[name][1].steps
         try:
-          seconds = alive[name].ask(case.steps)["seconds"] / case.steps
+          seconds = alive[name].ask(steps)["seconds"] / steps
         except Failed as error:
           errors[name] = str(error)
           alive.pop(name).close()

@@ -1,0 +1,1 @@
+"""Training steps timed against each other and against timm's."""
