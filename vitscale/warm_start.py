@@ -166,9 +166,23 @@ def same(bench: Bench, state: State, parent: Parent, start: WarmStart) -> None:
   """Fills a state with the parent's parameters, but for those skipped."""
   drawn = tree.flatten(state["params"])
   found = parent.read(bench.abstract["params"], skip=start.skip)
+  if start.skip:
+    _tell_skipped(parent, drawn, found)
   state["params"] = tree.like(state["params"], drawn | found)
   if start.optimizer == "carry":
     state["opt"] = _moments(parent, bench.abstract["opt"])
+
+
+def _tell_skipped(parent: Parent, drawn: State, found: State) -> None:
+  """Says what `skip` left out on either side: nobody should have to guess."""
+  have = tree.flatten(parent.shapes())
+  some = lambda paths: ", ".join(sorted(paths)) or "nothing"
+  print(
+    f"init: {len(found)} parameters of {parent.folder}; from the seed:"
+    f" {some(set(drawn) - set(found))}; left behind:"
+    f" {some(set(have) - set(found))}",
+    file=sys.stderr,
+  )
 
 
 def grown(bench: Bench, state: State, parent: Parent, start: WarmStart) -> None:

@@ -278,9 +278,7 @@ def test_bad_binary_batches(batches, tmp_path):
   (batches[1] / "data_batch_3.bin").unlink()
   with pytest.raises(UserError, match=r"no file .*data_batch_3.bin"):
     lra_pictures.lra_image(str(batches[1]))
-  with pytest.raises(
-    UserError, match="neither test_batch nor"
-  ):
+  with pytest.raises(UserError, match="neither test_batch nor"):
     lra_pictures.lra_image(str(tmp_path / "nowhere"))
 
 
