@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import inspect
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -9,7 +10,7 @@ import jax
 
 from vitscale import plugin
 from vitscale.core import placement, sharding
-from vitscale.core.errors import UserError
+from vitscale.core.errors import UserError, nearest
 from vitscale.data import pack, pipeline, transforms
 
 
@@ -31,9 +32,10 @@ class Eval:
 def evals(
   read, make, task, model, source, mesh, rules, every, batch_size, ema
 ) -> dict[str, Eval]:
-  """`evals.NAME = {name, split, every_*, batch_size, transform, data}`.
+  """`evals.NAME = {name, split, every_*, batch_size, transform, data, draw}`.
 
   Packed like training where the config has `pack`; batches are rows then.
+  `draw` fixes what training draws: `{"patch_size": 8}`.
 
   A module's `OPTIONS` are further keys, passed on to it; `DATA` names groups
   of a split of their own, whose batches `evaluate` gets (see retrieval).
@@ -41,11 +43,20 @@ def evals(
   made, settings = {}, read.group("pack").kwargs()
   for label, group in read.group("evals").items():
     module = plugin.module("evals", group.get("name", "classify"))
-    if settings and not getattr(module, "PACKS", False):
+    draw = group.group("draw").kwargs()
+    if (settings or draw) and not getattr(module, "PLAIN", False):
+      what = "packed images" if settings else "draws"
       raise UserError(
-        f"evals.{label}: {group.get('name')!r} takes whole images, not packed"
-        " ones: use name='classify'"
+        f"evals.{label}: {group.get('name')!r} takes no {what}: use"
+        " name='classify'"
       )
+    known = list(inspect.signature(model.__call__).parameters)
+    for key in draw:
+      if key not in known:
+        raise UserError(
+          f"evals.{label}.draw.{key}: {type(model).__module__} takes no such"
+          f" argument{nearest(key, known)}"
+        )
     keys = getattr(module, "OPTIONS", ())
     options = {key: _plain(group[key]) for key in keys if key in group}
     size = group.get("batch_size", batch_size)
@@ -65,7 +76,8 @@ def evals(
           f"{where}: the same split as evals.{label}: leave it out, and each"
           " example is compared with the others"
         )
-    sums = jax.jit(module.make(task, model, **options))
+    asked = _At(model, draw) if draw else model
+    sums = jax.jit(module.make(task, asked, **options))
     one_pass = functools.partial(module.evaluate, sums)
     run = functools.partial(
       _run, one_pass, batches, more, options, mesh, rules, ema
@@ -73,6 +85,16 @@ def evals(
     interval = every(group, f"evals.{label}", default=1 << 60)
     made[label] = Eval(interval, run, batches)
   return made
+
+
+class _At:
+  """A model that is always called with the same draw."""
+
+  def __init__(self, model: Any, draw: dict[str, Any]):
+    self._model, self._draw = model, draw
+
+  def apply(self, *args: Any, **kwargs: Any) -> Any:
+    return self._model.apply(*args, **kwargs, **self._draw)
 
 
 def _run(

@@ -5,6 +5,7 @@ import pytest
 
 from tests import toys
 from vitscale.bench import build
+from vitscale.core.errors import UserError
 from vitscale.evals import classify
 
 
@@ -123,3 +124,39 @@ def test_every_evaluation_of_a_run_has_it():
   bench = build(toys.config())
   scores = bench.evals["val"].run(bench.init(np.uint32(0)))
   assert scores["ece"] >= 0 and 0 < scores["brier"] < 2
+
+
+def test_a_fixed_draw_is_evaluated_as_that_call():
+  """`draw` of an evaluation: another patch of the same model."""
+  config = toys.config(ema=0.0)
+  config.evals["small"] = {"split": "val", "draw": {"patch_size": 2},
+                           "batch_size": 64}  # fmt: skip
+  bench = build(config)
+  shapes, rng = bench.abstract["params"], np.random.default_rng(0)
+  params = jax.tree.map(
+    lambda x: (0.2 * rng.normal(size=x.shape)).astype(np.float32), shapes
+  )
+  state = {"params": params, "mutable": {}}
+  canonical, small = (bench.evals[k].run(state) for k in ("val", "small"))
+  (batch,) = bench.evals["small"].batches()
+  image = bench.task.normalise(batch["image"])
+  logits, _ = bench.model.apply({"params": params}, image, patch_size=2)
+  nll = bench.task.nll(logits, jax.nn.one_hot(batch["label"], 4))
+  expected = (batch["weight"] * nll).sum() / batch["weight"].sum()
+  assert small["nll"] == pytest.approx(float(expected), rel=1e-4)
+  assert abs(small["nll"] - canonical["nll"]) > 1e-3
+
+
+@pytest.mark.parametrize(
+  "change, words",
+  [
+    ({"draw": {"patch": 2}}, "evals.val.draw.patch: .* no such argument"),
+    ({"draw": {"patch_size": 2}, "name": "nested"}, "'nested' takes no draws"),
+  ],
+)
+def test_bad_draws(change, words):
+  config = toys.config()
+  for key, value in change.items():
+    config.evals.val[key] = value
+  with pytest.raises(UserError, match=words):
+    build(config)

@@ -174,7 +174,7 @@ def test_a_nested_run_packs_too():
      "pack: model 'pattention_vit' can't"),
     ({"pack__length": 5}, r"pack: image \d+ .* a row 5"),
     ({"draws": {"patch_size": {"values": (2, 4)}}}, "they are cut already"),
-    ({"evals__val__name": "nested"}, "evals.val: 'nested' takes whole images"),
+    ({"evals__val__name": "nested"}, "evals.val: 'nested' takes no packed"),
   ],
 )  # fmt: skip
 def test_what_can_not_be_packed_is_one_line(change, words):

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 BINS = 15  # as in the paper's tables
-PACKS = True  # takes packed batches, data/pack.py
+PLAIN = True  # asks `task.predict` alone: packed batches and draws will do
 
 
 def make(task: Any, model: Any) -> Callable[..., dict[str, jax.Array]]:
