@@ -41,9 +41,7 @@ def masked(q, k, v, seen, lengths):
     (Grid(1, 11), 4),  # a sequence, not whole blocks
     (Grid(1, 12, 2), 3),
     (Grid(5, 7, 1), 3),  # odd and not square
-    (Grid(6, 4), 2),
-    (Grid(2, 3), 7),  # smaller than a block: plain attention
-    (Grid(2, 9, 1), 4),  # smaller on one side
+    (Grid(2, 9, 1), 4),  # smaller than a block on one side
     (Grid(4, 4), 1),  # itself alone
   ],
 )
@@ -51,12 +49,11 @@ def test_window_is_masked_attention(grid, w):
   n = grid.tokens
   q, k, v = util.qkv(n)
   # The second example ends in its last row, where everybody keeps a key.
-  for lengths in (None, jnp.array([n, n - 1])):
-    got = util.run(f"window({w})", q, k, v, grid=grid, lengths=lengths)
-    ends = np.array([n, n]) if lengths is None else lengths
-    want = masked(q, k, v, visible(grid, w), ends)
-    for i, end in enumerate(ends):
-      util.close(got[i, :end], want[i, :end])
+  lengths = np.array([n, n - 1])
+  got = util.run(f"window({w})", q, k, v, grid=grid, lengths=lengths)
+  want = masked(q, k, v, visible(grid, w), lengths)
+  for i, end in enumerate(lengths):
+    util.close(got[i, :end], want[i, :end])
 
 
 def test_far_tokens_change_nothing_and_the_prefix_sees_them():

@@ -54,7 +54,9 @@ def mix(
   phi_k = phi_k * exist(phi_k.shape[1], lengths)
   state = dot("bnhm,bnhd->bhmd", phi_k.astype(v.dtype), v)
   total = dot("bnhm,bhm->bnh", phi_q, phi_k.sum(1))
-  y = dot("bnhm,bhmd->bnhd", phi_q.astype(v.dtype), state.astype(v.dtype))
+  # Few terms; and CPUs lack this product of bfloat16 with a float32 result.
+  phi_q, state = phi_q.astype(v.dtype), state.astype(v.dtype)
+  y = jnp.einsum("bnhm,bhmd->bnhd", phi_q, state)
   return (y / jnp.maximum(total, TINY)[..., None]).astype(v.dtype)
 
 
