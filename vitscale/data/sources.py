@@ -21,6 +21,7 @@ from vitscale.data import (
   lra,
   lra_pictures,
   pathfinder,
+  scenes,
   synthetic,
 )
 from vitscale.data.source import (
@@ -32,7 +33,7 @@ from vitscale.data.source import (
 )
 
 MODULES = (
-  fashion, folder, listops, lra, lra_pictures, pathfinder, synthetic
+  fashion, folder, listops, lra, lra_pictures, pathfinder, scenes, synthetic,
 )  # fmt: skip
 
 

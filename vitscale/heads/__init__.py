@@ -1,0 +1,1 @@
+"""Heads: what reads `out["features"]` of a family."""
