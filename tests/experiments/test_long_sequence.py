@@ -1,4 +1,4 @@
-"""The study of long sequences: its judgement on made-up times, one real turn."""
+"""The study of long sequences: its judgement on made-up times, one turn."""
 
 from pathlib import Path
 
