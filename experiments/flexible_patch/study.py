@@ -127,9 +127,15 @@ def steps(scale: Scale, arm: str) -> int:
 
 
 def config(
-  scale: Scale, arm: str, *, lr: float, seed: int, split: str
+  scale: Scale,
+  arm: str,
+  *,
+  lr: float,
+  seed: int,
+  split: str,
+  tested: tuple[int, ...] | None = None,
 ) -> ConfigDict:
-  """One run, scored on `split` at every patch at its end."""
+  """One run, scored on `split` at its end, at the patches `tested` or all."""
   drawn = draw(scale, arm)
   patch = scale.unit if drawn else int(arm.removeprefix("p"))
   every = 25.0 if arm in (*ORDERED, plain(scale.patches[-1])) else 100.0
@@ -153,7 +159,7 @@ def config(
           "split": split, "every_percent": every, "batch_size": 500,
           "draw": {"patch_size": p},
         }
-        for p in scale.patches
+        for p in tested or scale.patches
       },
       "log": {"every_percent": 25.0},
       "checkpoint": {"keep": 1, "every_percent": 100.0},
@@ -190,12 +196,12 @@ def runs(scale_name: str, done: Mapping[str, Any]) -> list[Run]:
   named = [
     Run(
       f"pilot-{family}-{lr:g}",
-      config(scale, family, lr=lr, seed=PILOT, split="val"),
+      config(scale, family, lr=lr, seed=PILOT, split="val", tested=patches),
       {"arm": "pilot", "family": family, "lr": lr},
       cost=cost(scale, family),
       may_fail=True,
     )
-    for family in families(scale)
+    for family, patches in families(scale).items()
     for lr in scale.rates
   ]
   rates = {f: best_rate(scale, done, f) for f in families(scale)}

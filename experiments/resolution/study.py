@@ -129,9 +129,15 @@ def views(sizes: tuple[int, ...]) -> str | dict[str, str]:
 
 
 def config(
-  scale: Scale, arm: Arm, *, lr: float, seed: int, split: str
+  scale: Scale,
+  arm: Arm,
+  *,
+  lr: float,
+  seed: int,
+  split: str,
+  tested: tuple[int, ...] = TESTED,
 ) -> ConfigDict:
-  """One run, scored on `split` at every resolution at its end."""
+  """One run, scored on `split` at the sizes `tested` at its end."""
   task = {"name": "classify"}
   if len(arm.sizes) > 1:
     task = {"name": "multiscale", "of": task, "weight": arm.weight}
@@ -153,7 +159,7 @@ def config(
           "split": split, "every_percent": 100.0, "batch_size": 500,
           "transform": f"resize({size})",
         }
-        for size in TESTED
+        for size in tested
       },
       "log": {"every_percent": 50.0},
       "checkpoint": {"keep": 1, "every_percent": 100.0},
@@ -189,7 +195,14 @@ def runs(scale_name: str, done: Mapping[str, Any]) -> list[Run]:
   named = [
     Run(
       f"pilot-{name}-{lr:g}",
-      config(scale, ARMS[name], lr=lr, seed=PILOT, split="val"),
+      config(
+        scale,
+        ARMS[name],
+        lr=lr,
+        seed=PILOT,
+        split="val",
+        tested=ARMS[name].sizes,
+      ),
       {"arm": "pilot", "family": name, "lr": lr},
       cost=1.0,
       may_fail=True,
