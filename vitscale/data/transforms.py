@@ -181,6 +181,13 @@ def resize_small(image: Image, rng: Rng, size: int) -> Image:
   return pixels.resize(image, shape(*image.shape[1:3]))
 
 
+def flatten(image: Image, rng: Rng) -> Image:
+  """All pixels in one row, top row first: a picture as a sequence."""
+  if isinstance(image, list):
+    return [x.reshape(1, -1, x.shape[-1]) for x in image]
+  return image.reshape(len(image), 1, -1, image.shape[-1])
+
+
 # Operations: values ----------------------------------------------------------
 
 
