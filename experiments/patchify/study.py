@@ -20,6 +20,7 @@ from vitscale.study import Run
 
 HERE = Path(__file__).parent
 analysis = load_module(HERE / "analysis.py")
+frontier = load_module(HERE / "frontier.py")
 
 # ------------------------------------------------------------------- design
 
@@ -115,7 +116,7 @@ GPU["upsampled"] = Arm(
 )  # fmt: skip
 GPU["learned"] = dataclasses.replace(GPU["strokes"], position="learned")
 
-SCALES: dict[str, Scale] = {
+SCALES: dict[str, Any] = {
   # a few steps, to see that everything runs
   "smoke": Scale(
     {
@@ -158,6 +159,8 @@ SCALES: dict[str, Scale] = {
     },
     pilot_share=0.25,
   ),
+  # resolution x patch x shape, a design of its own
+  **frontier.SCALES,
 }  # fmt: skip
 
 START = (6e-3, 1.2e-2)  # the first rates; the grid grows where it must
@@ -201,6 +204,8 @@ def config(
 def runs(scale_name: str, done: Mapping[str, Any]) -> list[Run]:
   """Pilots until each cell's best rate lies inside its grid (or six rates have
   been tried), then the study's runs."""
+  if scale_name in frontier.SCALES:
+    return frontier.runs(scale_name, done)
   scale = SCALES[scale_name]
   found: list[Run] = []
   rates = committed(scale) if scale.rates else {}
@@ -306,6 +311,8 @@ def best_rates(scale: Scale, done: Mapping[str, Any]) -> dict[str, float]:
 
 def analyse(done: Mapping[str, Any], scale_name: str) -> dict[str, Any]:
   """Laws, verdicts, tables and figures of the finished runs."""
+  if scale_name in frontier.SCALES:
+    return frontier.analyse(done, scale_name)
   scale = SCALES[scale_name]
   if scale.only_pilots:
     return analysis.pilots(best_rates(scale, done), done, scale_name)
