@@ -79,3 +79,21 @@ def test_resizes_do_not_chain():
 def test_resize_matrix_is_bilinear(old, new):
   want = jax.image.resize(jnp.eye(old), (new, old), "linear", antialias=False)
   np.testing.assert_allclose(patch.resize_matrix(old, new), want, atol=1e-6)
+
+
+@pytest.mark.parametrize("new", [24, 15, 8])
+def test_pi_resize_is_flexivits_matrix(new):
+  """Section 3.4 of 2212.08013, as written: resize every basis image of the
+  stored 32 x 32 patch bilinearly, pseudo-invert the transposed matrix."""
+  basis = jnp.eye(32 * 32).reshape(-1, 32, 32)
+  resized = jax.image.resize(
+    basis, (len(basis), new, new), "bilinear", antialias=False
+  )
+  matrix = np.asarray(resized, np.float64).reshape(len(basis), -1).T
+  published = np.linalg.pinv(matrix.T)
+  ours = np.kron(patch.pi_matrix(32, new), patch.pi_matrix(32, new))
+  np.testing.assert_allclose(ours, published, atol=2e-5)
+  # Exact in its least-squares sense: nothing is nearer to <x, w> over all x.
+  w = np.random.default_rng(0).normal(size=32 * 32)
+  best, *_ = np.linalg.lstsq(matrix.T, w, rcond=None)
+  np.testing.assert_allclose(ours @ w, best, atol=2e-3)
