@@ -11,7 +11,7 @@ from vitscale.core.errors import UserError
 from vitscale.nn import mixers
 from vitscale.nn.mixers import scan
 
-N, WIDTH = 10, 16
+N, WIDTH = 10, 16  # ten tokens: three chunks of four, padding
 X = jax.random.normal(jax.random.key(0), (2, N, WIDTH))
 
 
@@ -32,8 +32,7 @@ def variables():
 
 
 @pytest.fixture
-def apply(variables, monkeypatch):
-  monkeypatch.setattr(scan, "CHUNK", 4)  # ten tokens: three chunks, padding
+def apply(variables):
   made = mixer()
   return jax.jit(lambda x, n=None: made.apply(variables, x, n, method=call))
 

@@ -16,12 +16,14 @@ the average token at the head of the sequence, nor for the class token at its
 end. Prefix tokens stand in front: patches see them going forward, they see the
 patches going backward.
 
-Time and memory are linear: `jax.lax.associative_scan` within CHUNK tokens, a
-loop over chunks that keeps one state per chunk and recomputes the rest.
+Time and memory are linear: `jax.lax.associative_scan` within chunks of about
+sqrt(n) tokens and a loop over chunks, which keeps one state per chunk for the
+backward pass and recomputes the others, so that 2 sqrt(n) states are alive.
 `lengths`: padding has delta = 0, which leaves the state as it is.
 """
 
 import functools
+import math
 
 import flax.linen as nn
 import jax
@@ -33,7 +35,6 @@ from vitscale.nn import mixers
 from vitscale.nn.linear import Linear
 from vitscale.nn.mixers.linear import exist
 
-CHUNK = 64  # tokens whose states are in memory at once
 TAPS = 4  # of the convolution
 FAST, SLOW = 1e-3, 1e-1  # delta at initialisation, log-uniform between
 
@@ -154,7 +155,7 @@ def selective_scan(u, delta, a, b, c) -> jax.Array:
     (batch, n, h, c) float32.
   """
   n = u.shape[1]
-  chunk = min(CHUNK, n)
+  chunk = 2 ** math.ceil(math.log2(n) / 2)
 
   def chunks(x):  # (batch, n, ...) -> (chunks, chunk, batch, ...) float32
     x = x.astype(jnp.float32)
