@@ -40,8 +40,13 @@ EXPECTED = {
      "images that each stage really ran: ", "change of a logit by growing: "),
     2,
   ),
+  "05_patches_and_tokens": Shows(
+    ("change of a token, PI-resized: ", "draws its patch: ", "6 px only: ",
+     "rows of  256 tokens: padding ", "chunked: "),
+    2,
+  ),
 }  # fmt: skip
-LONG = ("03_plan_a_pod", "04_elastic")  # a minute or two, even as toys
+LONG = ("03_plan_a_pod", "04_elastic", "05_patches_and_tokens")  # a minute or two, even as toys
 by_name = pytest.mark.parametrize("script", SCRIPTS, ids=lambda p: p.stem)
 
 
