@@ -165,6 +165,8 @@ def _mixer(arg: str) -> tuple[str, str]:
   if not found:
     return "softmax", arg
   rest = arg[: found.start()] + arg[found.end() :]
+  if "mixer=" in rest:
+    raise UserError("config argument 'mixer' is given twice")
   return found[1], rest.strip(",")
 
 

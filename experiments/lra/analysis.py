@@ -84,13 +84,13 @@ def compared(
 
 
 def allowed(runs: Runs) -> Verdict:
-  """Whether every mixer keeps the arena's rule."""
+  """Whether all that classify keep the arena's rule."""
+  params = lambda key: runs[key]["law_variables"]["params"]
+  base = lambda arm, seed: (f"{arm.partition('/')[0]}/softmax", seed)
   share = {
-    arm: run["law_variables"]["params"]
-    / runs[f"{arm.partition('/')[0]}/softmax", seed]["law_variables"]["params"]
-    for (arm, seed), run in runs.items()
-    if not arm.endswith(("/masked", "/softmax"))
-    and (f"{arm.partition('/')[0]}/softmax", seed) in runs
+    key: params(key) / params(base(*key))
+    for key in runs
+    if base(*key) in runs and not key[0].endswith("/masked")
   }
   worst = max(share, key=share.__getitem__, default=None)
   return Verdict(
@@ -99,7 +99,7 @@ def allowed(runs: Runs) -> Verdict:
     else "supported" if share[worst] <= ROOM else "not supported",
     f"parameters at most {ROOM:g} times those of softmax",
     "nothing has run" if worst is None
-    else f"at most {share[worst]:.3f} ({worst})",
+    else f"at most {share[worst]:.3f} ({worst[0]})",
     "counted, not estimated",
     None if worst is None else share[worst],
   )  # fmt: skip

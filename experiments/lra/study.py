@@ -92,7 +92,9 @@ def _listops(n, lengths, steps, width, depth) -> Task:
   )  # fmt: skip
 
 
-def _pathfinder(n, paddles, distractors, steps, width, depth) -> Task:
+def _pathfinder(
+  n, paddles, distractors, steps, width, depth, mixers=("linear()", "window(3)")
+) -> Task:
   shape = {"paddles": paddles, "distractors": distractors}
   return Task(
     config={
@@ -105,7 +107,7 @@ def _pathfinder(n, paddles, distractors, steps, width, depth) -> Task:
     image=(16, 16, 1),
     classes=2,
     steps=steps,
-    mixers=("linear()", "window(3)"),
+    mixers=mixers,
     share=0.5,
   )
 
@@ -137,7 +139,7 @@ SCALES = {
   "quick": Scale(
     {
       "listops": _listops(16_000, (8, 32), 400, 32, 2),
-      "pathfinder": _pathfinder(8000, 2, 0, 500, 32, 2),
+      "pathfinder": _pathfinder(8000, 2, 0, 750, 32, 2, ("linear()",)),
     },
     (0, 1, 2), (2e-3, 4e-3),
   ),

@@ -55,6 +55,7 @@ RUNS = (
   "vit_i1k:runlocal,path={photos},variant=B/16",
   "ladder:runlocal,rung=flops2e19,path={photos}",
   "vit_pod:runlocal,path={photos}",
+  "lra:runlocal",
 )
 BUILDS = (
   "vit_fashion:runlocal,patch=2,size=12,width=32,depth=1",

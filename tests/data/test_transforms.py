@@ -18,6 +18,7 @@ CHAINS = {
   "random_shift": "random_shift(2)",
   "random_crop": "random_crop(9, pad=2)",
   "central_crop": "central_crop(9)",
+  "flatten": "flatten",
   "resize": "resize(7)",
   "resize_small": "resize_small(9)|central_crop(9)",
   "brightness": "brightness(0.5)",
@@ -73,7 +74,7 @@ def test_random_ones_vary_and_leave_the_input_alone(op):
   before = image.copy()
   first, other = (_apply(CHAINS[op], image, seed=s) for s in (0, 1))
   np.testing.assert_array_equal(image, before)
-  fixed = op in ("resize", "resize_small", "central_crop")
+  fixed = op in ("flatten", "resize", "resize_small", "central_crop")
   assert np.array_equal(first, other) == fixed
 
 
@@ -85,6 +86,8 @@ def test_geometry_is_what_the_name_says():
   np.testing.assert_array_equal(
     _apply("central_crop(2)", image)[0, :, :, 0], [[14, 15], [20, 21]]
   )
+  row = _apply("flatten", image)
+  assert row.shape == (1, 1, 36, 1) and row.ravel().tolist() == [*range(36)]
   crops = _apply("random_crop(5)", np.repeat(image, 400, 0))
   corners, counts = np.unique(crops[:, 0, 0, 0], return_counts=True)
   assert list(corners) == [0, 1, 6, 7] and counts.min() > 60
