@@ -17,9 +17,9 @@
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/OWNER/vitscale/blob/main/colabs/05_patches_and_tokens.ipynb)
 #
 # A patch is a linear map of pixels, so its kernel can be resized exactly
-# (FlexiViT). We train one ViT that draws its patch every step, read its accuracy
-# at every patch, pack images of any shape into rows of tokens, and look at what
-# attention costs as the tokens become pixels.
+# (FlexiViT). We train one ViT that draws its patch every step, read its
+# accuracy at every patch, pack images of any shape into rows of tokens, and look
+# at what attention costs as the tokens become pixels.
 
 # %%
 import importlib.util
@@ -78,9 +78,9 @@ print("change of a token, naively:   ", abs(naive - x.reshape(-1) @ w).max())
 # %% [markdown]
 # ## One training, every patch
 #
-# `draws` names what a step samples, from a fixed list: one compiled step for each
-# value, chosen from the seed and the step's number alone. With `stages` instead
-# of `weights` it is a curriculum, from large patches to small ones.
+# `draws` names what a step samples, from a fixed list: one compiled step for
+# each value, chosen from the seed and the step's number alone. With `stages`
+# instead of `weights` it is a curriculum, from large patches to small ones.
 
 
 # %%
@@ -143,8 +143,9 @@ display(Image(str(draw_png.draw(figure, OUT, dpi=110)["png"])))
 # run: with it the padding.
 
 # %%
-shapes = np.exp(0.35 * rng.normal(size=(20_000, 1)) * [[0.5, -0.5]])
-sizes = np.maximum(np.rint(224 * shapes), 16).astype(int)
+aspect, scale = 0.35 * rng.normal(size=20_000), 0.4 * rng.normal(size=20_000)
+sides = np.stack([scale + aspect / 2, scale - aspect / 2], 1)
+sizes = np.maximum(np.rint(200 * np.exp(sides)), 16).astype(int)
 for length in (256, 512, 1024):
   grids = pack.grids_of(sizes, 16, length)
   kinds, counts = np.unique(grids.prod(1), return_counts=True)
@@ -174,12 +175,12 @@ def step_memory(side, attention):
   return compiled.memory_analysis().temp_size_in_bytes / 1e6
 
 
-sides = (16, 32, 64) if TOY else (16, 32, 64, 128)
+across = (16, 32, 64) if TOY else (16, 32, 64, 128)
 marks = []
 for name in ("reference", "chunked"):
-  used = [step_memory(side, name) for side in sides]
+  used = [step_memory(side, name) for side in across]
   print(f"{name}: " + ", ".join(f"{m:.0f} MB" for m in used))
-  tokens = [side * side for side in sides]
+  tokens = [side * side for side in across]
   marks += [Points(name, tokens, used), Line(name, tokens, used)]
 figure = Figure(
   "memory", "Memory of a step on pixels",
