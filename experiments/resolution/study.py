@@ -26,7 +26,7 @@ POSITIONS = analysis.POSITIONS
 TRAINED, TESTED = analysis.TRAINED, analysis.TESTED  # pixels a side
 PATCH = 4
 MODEL = {
-  "family": "vit", "width": 48, "depth": 3, "mlp_dim": 192, "num_heads": 3,
+  "family": "vit", "width": 32, "depth": 2, "mlp_dim": 128, "num_heads": 2,
   "patch_size": PATCH,
 }  # fmt: skip
 LARGE = {
@@ -54,14 +54,14 @@ class Scale:
   data: Mapping[str, Any] = dataclasses.field(
     default_factory=lambda: {"source": "fashion_mnist"}
   )
-  batch_size: int = 64
+  batch_size: int = 32
   model: Mapping[str, Any] = dataclasses.field(default_factory=lambda: MODEL)
 
 
 SCALES = {
   "smoke": Scale(20, (0,), (4e-3,)),
-  "quick": Scale(300, (0, 1, 2), (2e-3, 6e-3)),
-  "cpu": Scale(2400, (0, 1, 2, 3, 4)),
+  "quick": Scale(1000, (0, 1, 2), (4e-3, 8e-3)),
+  "cpu": Scale(6000, (0, 1, 2, 3, 4)),
   # All of Fashion-MNIST (`vitscale data get fashion_mnist`); unmeasured.
   "gpu": Scale(
     9400, (0, 1, 2, 3, 4), (5e-4, 1e-3, 2e-3),
