@@ -18,8 +18,8 @@
 #
 # A patch is a linear map of pixels, so its kernel can be resized exactly
 # (FlexiViT). We train one ViT that draws its patch every step, read its
-# accuracy at every patch, pack images of any shape into rows of tokens, and look
-# at what attention costs as the tokens become pixels.
+# accuracy at every patch, pack images of any shape into rows of tokens, and
+# look at what attention costs as the tokens become pixels.
 
 # %%
 import importlib.util
