@@ -14,12 +14,12 @@ rules are our own, of the same meaning:
   run into the border.
 * A paddle keeps twice the margin from all others but its neighbours.
 * A contour that is stuck takes some paddles back and goes on; published, the
-  image begins anew, hundreds of times. A distractor that finds no place is
-  left out.
+  image begins anew. A distractor that finds no place is left out.
 * The start of one contour is a little farther from the other's end: by the
   distance of the discs alone 53 % of the labels could be told at 32 px, 59 % at
   16. Images are thinned so that both labels have the same distances (51 %).
-* All paddles are equally bright; published, distractors are brighter at 32 px.
+* All paddles are equally bright; the released code scales the contrast of the
+  two contours alone, which at 32 px makes distractors brighter.
 
 Sample i of a split is a pure function of (seed, split, i).
 """
