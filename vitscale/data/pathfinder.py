@@ -17,7 +17,7 @@ rules are our own, of the same meaning:
   image begins anew. A distractor that finds no place is left out.
 * The start of one contour is a little farther from the other's end: by the
   distance of the discs alone 53 % of the labels could be told at 32 px, 59 % at
-  16. Images are thinned so that both labels have the same distances (51 %).
+  16. Images are thinned so that both have the same distances (51 to 52 %).
 * All paddles are equally bright; the released code scales the contrast of the
   two contours alone, which at 32 px makes distractors brighter.
 
