@@ -18,9 +18,9 @@ import jax
 import jax.numpy as jnp
 
 from vitscale.core.errors import UserError
-from vitscale.nn import attention, mixers, tiled
+from vitscale.nn import attention, mixers
 from vitscale.nn.grid import Grid
-from vitscale.nn.mixers.linear import dot
+from vitscale.nn.tiled import NOBODY
 
 
 class Core(nn.Module):
@@ -53,19 +53,25 @@ class Core(nn.Module):
       real = jnp.arange(grid.tokens) < lengths[:, None]
       seen = grid.split(real[..., None, None])[1]
 
-    # (b, blocks, tokens of a block, h, hd)
+    # (b, blocks, tokens of a block, h, hd), then each block as an example.
     of_q = blocks(of_q, w, 0)
     of_k, of_v, seen = (blocks(x, w, w // 2) for x in (of_k, of_v, seen))
-    seen = seen[..., 0, 0][:, :, None, None]  # (b, blocks, 1, 1, keys)
-    near = dot("bcqhd,bckhd->bchqk", of_q, of_k)
-    near = jnp.where(seen, near, tiled.MASKED)
-    first = dot("bcqhd,bkhd->bchqk", of_q, first_k)
-    logits = jnp.concatenate([first, near], -1) * q.shape[-1] ** -0.5
-    weights = jax.nn.softmax(logits, -1).astype(v.dtype)
-    of_first, of_near = jnp.split(weights, [grid.prefix], -1)
-    y = jnp.einsum("bchqk,bckhd->bcqhd", of_near, of_v)
-    y += jnp.einsum("bchqk,bkhd->bcqhd", of_first, first_v)
-    y = unblocked(y, w, grid)
+    b, count, size = of_q.shape[:3]
+    flat = lambda x: x.reshape(-1, *x.shape[2:])
+
+    def keys(first, near):  # the prefix in front of every block's
+      shape = (b, count, *first.shape[1:])
+      first = jnp.broadcast_to(first[:, None], shape)
+      return flat(jnp.concatenate([first, near], 2))
+
+    seen = jnp.broadcast_to(seen[..., 0, 0], (b, *seen.shape[1:3]))
+    ids = jnp.where(keys(jnp.ones((b, grid.prefix), bool), seen), 0, NOBODY)
+    y = attention.attend(
+      flat(of_q), keys(first_k, of_k), keys(first_v, of_v),
+      segment_ids=(jnp.zeros((b * count, size), jnp.int32), ids),
+      backend="reference",
+    )  # fmt: skip
+    y = unblocked(y.reshape(of_q.shape), w, grid)
     if not grid.prefix:
       return grid.join(q[:, :0], y)
     everywhere = attention.attend(
