@@ -1,8 +1,8 @@
 """The Long Range Arena: frozen models, any token mixer (Tay et al. 2011.04006).
 
   vitscale train lra:listops --workdir out/listops                # generated
-  vitscale train lra:listops,mixer=linear() --workdir out/linear
-  vitscale train lra:pathfinder,path=DIR,mixer=window(16) --workdir out/path
+  vitscale train "lra:listops,mixer=linear()" --workdir out/linear
+  vitscale train "lra:pathfinder,path=DIR,mixer=window(16)" --workdir out/path
   vitscale train lra:listops,masked --workdir out/spt             # then
   vitscale train lra:listops --workdir out/tuned init.from=out/spt \\
     "init.skip=head/.*|masked/.*"
