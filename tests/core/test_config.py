@@ -355,7 +355,7 @@ def test_keys_that_a_config_leaves_out():
   override(
     cfg,
     ["ema=0.9", "mesh.fsdp=4", "model.drop_path=0.1", "optim.b1=0.8"]
-    + ["draws.patch_size.values=(2,4)"],
+    + ["draws.patch_size.values=(2,4)", "pack.length=64"],
   )
   assert cfg.to_dict() == {
     "optim": {"lr": 1e-3, "b1": 0.8},
@@ -363,6 +363,7 @@ def test_keys_that_a_config_leaves_out():
     "ema": 0.9,
     "mesh": {"fsdp": 4},
     "draws": {"patch_size": {"values": (2, 4)}},
+    "pack": {"length": 64},
   }
   for bad in ("optim.lrr=1", "model.widht=9", "emma=0.9", "mesh.fdsp=4"):
     with pytest.raises(UserError, match="unknown config key"):

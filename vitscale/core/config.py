@@ -205,7 +205,7 @@ OPTIONAL: dict[str, Any] = {
   "watchdog.seconds": 0.0,
   "watchdog.slow_seconds": 0.0,
 }
-OPEN = ("model", "task", "optim", "data", "draws", "rules")
+OPEN = ("model", "task", "optim", "data", "draws", "pack", "rules")
 
 
 def _add(config: ConfigDict, key: str, text: str) -> None:
