@@ -16,7 +16,7 @@ from vitscale.core import sharding
 from vitscale.core.axes import AxisError
 from vitscale.core.mesh import CONTEXTS
 from vitscale.models import vit
-from vitscale.nn import attention, tiled
+from vitscale.nn import attention, kernels, tiled
 
 MESHES = ({"sequence": 8}, {"fsdp": 2, "tensor": 2, "sequence": 2})
 LENGTHS = (64, 37, 9)  # 37 and 9 leave devices with fewer tokens, or none
@@ -168,6 +168,33 @@ def whole_models():
         np.testing.assert_allclose(a, b, atol=1e-5, err_msg=f"{kind} {context}")
 
 
+def kernels_run_on_their_own_heads():
+  """A kernel can't be partitioned: each device runs its part of it."""
+  x = inputs(128, h=4)
+  want = jax.jit(gradients, static_argnums=4)(*x, "reference")
+  sharding.platform, real = lambda: "tpu", sharding.platform
+  splash = functools.partial(kernels.splash, interpret=True)
+  attention.KERNELS["splash"] = splash
+  for shape in ({"fsdp": 2, "tensor": 4}, {"fsdp": 4, "sequence": 2}):
+    with sharding.use(sharding.make_mesh(shape), rules("gather")):
+      got = jax.jit(gradients, static_argnums=4)(*x, "splash")
+    for name, a, b in zip(("out", "dq", "dk", "dv"), got, want):
+      np.testing.assert_allclose(a, b, atol=1e-5, err_msg=f"{shape} {name}")
+  sharding.platform = real
+  attention.KERNELS["splash"] = kernels.splash
+
+
+def long_sequences():
+  """4,096 tokens over eight devices, none of which holds their logits."""
+  x = inputs(4096, b=1)
+  want = jax.jit(gradients, static_argnums=4)(*x, "chunked")
+  for context in CONTEXTS:
+    with sharding.use(sharding.make_mesh({"sequence": 8}), rules(context)):
+      got = jax.jit(gradients, static_argnums=4)(*x, "auto")
+    for name, a, b in zip(("out", "dq", "dk", "dv"), got, want):
+      np.testing.assert_allclose(a, b, atol=1e-5, err_msg=f"{context} {name}")
+
+
 def too_few_heads_are_refused():
   x = inputs(16, h=6)[:3]
   with sharding.use(sharding.make_mesh({"sequence": 8}), rules("ulysses")):
@@ -189,6 +216,8 @@ CHECKS = [
   half_precision,
   each_moves_what_it_says,
   whole_models,
+  kernels_run_on_their_own_heads,
+  long_sequences,
   too_few_heads_are_refused,
 ]
 

@@ -15,6 +15,8 @@ NAMES = [
   "half_precision",
   "each_moves_what_it_says",
   "whole_models",
+  "kernels_run_on_their_own_heads",
+  "long_sequences",
   "too_few_heads_are_refused",
 ]
 
