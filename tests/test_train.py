@@ -33,6 +33,7 @@ def test_result_and_files(whole):
   )
   run = read_json(workdir / "run.json")
   assert run["law_variables"]["tokens_per_example"] == 4
+  assert run["attention"] == {"reference": [4]}  # back end -> keys
   rows = read_rows(workdir / "metrics.jsonl")
   assert [r["step"] for r in rows] == [2, 4, 6, 8]
   assert rows[1]["eval/val/examples"] == 64  # 24 does not divide 64
