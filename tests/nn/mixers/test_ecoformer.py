@@ -16,8 +16,9 @@ def fresh():
   return util.core("ecoformer(16, 25)", 40)[1]
 
 
-def codes(made, x, **kwargs):
-  return hashing.codes(x, made["params"], **kwargs)
+@jax.jit
+def codes(made, x):
+  return hashing.codes(x, made["params"])
 
 
 def test_is_attention_over_codes(fresh):
@@ -53,12 +54,12 @@ def test_gradients_go_straight_through(fresh):
     y = util.core("ecoformer", 40)[0].apply(p, q, k, v, grid=None)
     return jnp.square(y).sum()
 
-  for g in jax.tree.leaves(jax.grad(loss, (0, 1, 2))(fresh, q, k)):
+  for g in jax.tree.leaves(jax.jit(jax.grad(loss, (0, 1, 2)))(fresh, q, k)):
     assert np.isfinite(g).all() and jnp.abs(g).max() > 0
   # Saturated sums get none.
   wide = jax.tree.map(lambda x: x, fresh)
   wide["params"]["projection"] = 1e4 * fresh["params"]["projection"]
-  slope = jax.grad(lambda x: codes(wide, x).sum())(q)
+  slope = jax.jit(jax.grad(lambda x: codes(wide, x).sum()))(q)
   assert (jnp.abs(slope).max(-1) == 0).mean() > 0.9
 
 
@@ -101,7 +102,7 @@ def test_codes_fall_with_the_angle():
   alike = []
   for angle in np.linspace(0, np.pi, 5):
     y = np.cos(angle) * hashing.unit(x) + np.sin(angle) * hashing.unit(other)
-    product = hashing.codes(x, made) * hashing.codes(y, made)
+    product = codes({"params": made}, x) * codes({"params": made}, y)
     alike.append(float(product.sum(-1).mean()))
   assert alike[0] == 16 and all(np.diff(alike) < 0)
 
