@@ -1,6 +1,6 @@
 """What the runs and the clock of mixers show: laws, verdicts, tables."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -314,14 +314,19 @@ def analyse(done: arms.Results, clock: Found, scale: str) -> dict[str, Any]:
 
 
 def pilots(
-  done: arms.Results, rates: Mapping[str, float], tried: tuple[float, ...]
+  done: arms.Results,
+  rates: Mapping[str, float],
+  tried: Mapping[str, Sequence[float]],
 ) -> dict[str, Any]:
   """Rates by cell, as rates.json wants them; says which are at an end."""
   rows = [
-    {"cell": key, "rate": lr, "at an end of the grid": lr in
-     (min(tried), max(tried))}
+    {
+      "cell": key,
+      "rate": lr,
+      "at an end of the grid": lr in (min(tried[key]), max(tried[key])),
+    }
     for key, lr in rates.items()
-  ]  # fmt: skip
+  ]
   losses = [
     {"run": name, "loss": round(run["metrics"].get("eval/val/nll", np.nan), 4)}
     for name, run in done.items()

@@ -26,7 +26,8 @@ from vitscale.study import Run
 HERE = Path(__file__).parent
 analysis = load_module(HERE / "analysis.py")
 
-RATES = (1.5e-3, 3e-3, 6e-3, 1.2e-2)
+RATES = (1.5e-3, 3e-3, 6e-3, 1.2e-2)  # the first; a grid grows where it must
+MOST = 6  # rates tried in a cell
 PILOT = 1000  # the pilots' seed, disjoint from every study's
 PATCH = 2  # pixels; images of 12, 16, 24 px are 36, 64, 144 tokens
 
@@ -194,17 +195,9 @@ def name(cell: tuple[str, int, str]) -> str:
 def runs(scale_name: str, done: Mapping[str, Any]) -> list[Run]:
   """Pilots of every cell where rates are tuned, then seeds of every cell."""
   scale = SCALES[scale_name]
-  found = []
-  if scale.rates is None:
-    for cell in cells(scale):
-      steps = round(scale.steps[cell[0]] * scale.pilot_share)
-      for lr in RATES:
-        made = config(scale, cell, lr=lr, seed=PILOT, steps=steps, split="val")
-        about = {**facts(cell), "arm": "pilot", "lr": lr, "steps": steps}
-        label = f"pilot-{name(cell)}-lr{lr:g}"
-        found.append(Run(label, made, about, _cost(about), may_fail=True))
-    if not all(run.name in done for run in found):
-      return found
+  found = [] if scale.rates else pilot_runs(scale, done)
+  if not all(run.name in done for run in found):
+    return found
   rates = chosen(scale, done)
   for cell in cells(scale):
     lr = rates.get(name(cell))
@@ -215,6 +208,33 @@ def runs(scale_name: str, done: Mapping[str, Any]) -> list[Run]:
       about["arm"] = name(cell)
       found.append(Run(f"{name(cell)}-s{seed}", made, about, _cost(about)))
   return found
+
+
+def pilot_runs(scale: Scale, done: Mapping[str, Any]) -> list[Run]:
+  """The grid of each cell, one step further where the best is at an end."""
+  found = []
+  for cell in cells(scale):
+    rates = tried(done, cell)
+    best = arms.best_rate(done, **facts(cell))
+    if best is not None and len(rates) < MOST:
+      if best == rates[0]:
+        rates.insert(0, best / 2)
+      elif best == rates[-1]:
+        rates.append(best * 2)
+    for lr in rates:
+      steps = round(scale.steps[cell[0]] * scale.pilot_share)
+      made = config(scale, cell, lr=lr, seed=PILOT, steps=steps, split="val")
+      about = {**facts(cell), "arm": "pilot", "lr": lr, "steps": steps}
+      label = f"pilot-{name(cell)}-lr{lr:g}"
+      found.append(Run(label, made, about, _cost(about), may_fail=True))
+  return found
+
+
+def tried(done: Mapping[str, Any], cell: tuple[str, int, str]) -> list[float]:
+  """The first rates, and those of the cell's pilots."""
+  label = f"pilot-{name(cell)}-"
+  more = [r["law_variables"]["lr"] for k, r in done.items() if label in k]
+  return sorted({*RATES, *more})
 
 
 def _cost(about: Mapping[str, Any]) -> float:
@@ -257,5 +277,6 @@ def analyse(done: Mapping[str, Any], scale_name: str) -> dict[str, Any]:
   """Verdicts, laws, tables and figures; of pilots their rates."""
   scale = SCALES[scale_name]
   if scale.clock is None:
-    return analysis.pilots(done, chosen(scale, done), RATES)
+    tables = {name(cell): tried(done, cell) for cell in cells(scale)}
+    return analysis.pilots(done, chosen(scale, done), tables)
   return analysis.analyse(done, timed(scale.clock), scale_name)
