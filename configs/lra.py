@@ -153,10 +153,18 @@ def get_config(arg=None):
       one.data = {"n": 20_000}
   config.log = {"every_percent": 1.0}
   config.checkpoint = {"every_percent": 10.0}
+  config.name = f"lra:{task}"
   if arg.runlocal:
-    length = _shrink(config, task)
-  check_size(config.model, (1, length, 1), CLASSES.get(task, 2))
+    _shrink(config)
   return config
+
+
+def check(config: ConfigDict) -> None:
+  """The arena's rule, for what overrides have made of a config."""
+  task, data = config.name.removeprefix("lra:"), config.data
+  side = data.get("size") or SIDES.get(task, 0)
+  length = data.get("length") or data.get("max_length") or side**2
+  check_size(config.model, (1, length, 1), CLASSES.get(task, 2))
 
 
 def _mixer(arg: str) -> tuple[str, str]:
@@ -191,30 +199,26 @@ def _data(task: str, path: str, length: int) -> dict:
   return {"source": "pathfinder", "size": SIDES[task], "n": 160_000}
 
 
-def _shrink(config: ConfigDict, task: str) -> int:
-  """A few steps of a small model on what is quickly made; its length."""
+def _shrink(config: ConfigDict) -> None:
+  """A few steps of a small model on what is quickly made."""
   config_lib.override(config, ["batch_size=8", "total_steps=4"])
   config.optim.schedule.warmup_steps = 1
   config.model.update(
     {"width": 32, "depth": 1, "mlp_dim": 32, "num_heads": 2, "head_dim": 16}
   )
-  if task == "retrieval":
+  if config.task.name == "pairs":
     config.task.hidden = 32
-  length = config.data.get("length")
   if config.data.source == "listops":
-    length = 60
-    config.data.update({"min_length": 10, "max_length": length, "n": 64})
+    config.data.update({"min_length": 10, "max_length": 60, "n": 64})
   elif config.data.source == "pathfinder":
     config.data.update({"size": 16, "n": 64, "paddles": 4, "distractors": 1})
-    length = 256
   elif "length" in config.data:
-    length = config.data.length = min(length, 64)
+    config.data.length = min(config.data.length, 64)
   for one in config.evals.values():
     one.batch_size = 16
     if "n" in config.data:
       one.data = {"n": 64}
   config.data.limit = 64
-  return length or SIDES[task] ** 2
 
 
 def parameters(model, image: tuple[int, int, int], classes: int) -> int:

@@ -21,7 +21,13 @@ def test_the_best_pilot_of_those_that_are_meant():
     "d": run("pilot", lr=4.0, loss=0.1, family="y"),
     "e": run("S", seed=0, lr=9.0, loss=0.0, family="x"),
   }
+  done["nan"] = run("pilot", lr=0.5, loss=float("nan"), family="x")
+  done["dead"] = run("pilot", lr=0.7, loss=0.0, family="x", status="failed")
   assert arms.best_rate(done, family="x") == 2.0
+  both = ("eval/val/nll", "eval/val/other")
+  done["b"]["metrics"]["eval/val/other"] = 0.8
+  done["a"]["metrics"]["eval/val/other"] = 0.1
+  assert arms.best_rate(done, both, family="x") == 1.0
   assert arms.best_rate(done) == 4.0
   assert arms.best_rate(done, family="z") is None
   assert list(arms.finished(done)) == [("S", 0)]

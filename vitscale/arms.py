@@ -5,6 +5,7 @@ are the arm "pilot", with their `lr`. Intervals are 95 % of Student's t over
 seeds.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,21 +20,25 @@ Interval = tuple[float, float]
 
 
 def best_rate(
-  done: Results, metric: str = "eval/val/nll", **facts: Any
+  done: Results, metrics: str | Sequence[str] = "eval/val/nll", **facts: Any
 ) -> float | None:
-  """The pilots' rate with the lowest metric; None before they ran.
+  """The pilots' rate with the lowest loss; None before they ran.
 
   Args:
     done: results so far.
-    metric: of the last row; a pilot without it has failed.
+    metrics: of the last row, one or several, whose mean counts. A pilot that
+      did not finish, or has no finite loss, has no say.
     facts: law variables of the pilots that are meant, for several families.
   """
-  found = {}
+  names, found = [metrics] if isinstance(metrics, str) else metrics, {}
   for run in done.values():
-    mine, loss = run["law_variables"], run["metrics"].get(metric)
+    mine = run["law_variables"]
     meant = all(mine.get(key) == value for key, value in facts.items())
-    if mine.get("arm") == "pilot" and meant and loss is not None:
-      found[mine["lr"]] = loss
+    if mine.get("arm") != "pilot" or not meant or run["status"] != "finished":
+      continue
+    losses = [run["metrics"].get(name) for name in names]
+    if all(loss is not None and math.isfinite(loss) for loss in losses):
+      found[mine["lr"]] = sum(losses) / len(losses)
   return min(found, key=found.__getitem__) if found else None
 
 

@@ -98,6 +98,7 @@ def build(
   )
   make = sources.make if source is None else lambda *_, **__: source
   source, plan, stream, batch = _train_data(read, make, batch_size)
+  views = [name for name in batch if name.startswith("image@")]
   epoch_examples = plan.rows if plan else len(source)
 
   # Model and task, as shapes; where they live.
@@ -106,6 +107,11 @@ def build(
   model, reference = models.make(read["model"], source)
   if plan:
     _check_packed(read, task, model)
+  if views and not getattr(task, "all_views", False):
+    raise UserError(
+      f"train.transform has a view {views[0]!r} that task"
+      f" {read['task']['name']!r} never sees: task.name='multiscale'"
+    )
   chosen = draws.make(read.group("draws"))
   _check_draws(chosen, model)
   chosen += getattr(task, "draws", ())
@@ -168,6 +174,12 @@ def build(
     raise UserError(f"ema={ema}: should be in [0, 1), 0 for none")
   if type(accumulate) is not int or accumulate < 1 or batch_size % accumulate:
     raise UserError(f"accumulate={accumulate} doesn't divide {batch_size=}")
+  if accumulate > 1 and (plan or getattr(task, "weighted", False)):
+    what = "packed rows" if plan else f"task {read['task']['name']!r}"
+    raise UserError(
+      f"accumulate={accumulate}: parts of a batch would count alike, and {what}"
+      " weigh them; make batch_size smaller"
+    )
   max_skips = guard.settings(read.group("guard"))["max_skips"]
   placement.check_batch("batch_size", batch_size, mesh, rules, accumulate)
   window, scope = step_lib.window(
@@ -178,8 +190,9 @@ def build(
 
   # Evaluations; after them every key has been read.
   evals = held_out.evals(
-    read, make, task, model, source, mesh, rules, every, batch_size, ema
-  )
+    read, make, task, model, abstract, source, mesh, rules, every, batch_size,
+    ema,
+  )  # fmt: skip
   read.get("name"), read.group("law_variables").kwargs()
   read.assert_all_read()
 
@@ -290,6 +303,8 @@ def _train_data(read, make, batch_size):
   transform = transforms.parse(train.get("transform", ""))
   workers, settings = read.get("workers", 0), read.group("pack").kwargs()
   plan = pack.plan(source, settings) if settings else None
+  if plan and isinstance(transform, transforms.Views):
+    raise UserError("train.transform has several views: rows are packed of one")
 
   def stream(start: int, seed: int, block: int, blocks: int):
     return pipeline.train_batches(

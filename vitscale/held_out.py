@@ -30,7 +30,17 @@ class Eval:
 
 
 def evals(
-  read, make, task, model, source, mesh, rules, every, batch_size, ema
+  read,
+  make,
+  task,
+  model,
+  variables,
+  source,
+  mesh,
+  rules,
+  every,
+  batch_size,
+  ema,
 ) -> dict[str, Eval]:
   """`evals.NAME = {name, split, every_*, batch_size, transform, data, draw}`.
 
@@ -51,6 +61,12 @@ def evals(
         " name='classify'"
       )
     known = list(inspect.signature(model.__call__).parameters)
+    known = [key for key in known if key not in ("image", "train")]
+    if draw and not getattr(task, "any_draw", False):
+      raise UserError(
+        f"evals.{label}.draw: task {read['task']['name']!r} is scored as it"
+        " stands; leave it out"
+      )
     for key in draw:
       if key not in known:
         raise UserError(
@@ -78,6 +94,8 @@ def evals(
         )
     asked = _At(model, draw) if draw else model
     sums = jax.jit(module.make(task, asked, **options))
+    if draw:  # a value that won't do is an error now
+      _check(sums, variables, batches, f"evals.{label}.draw")
     one_pass = functools.partial(module.evaluate, sums)
     run = functools.partial(
       _run, one_pass, batches, more, options, mesh, rules, ema
@@ -85,6 +103,17 @@ def evals(
     interval = every(group, f"evals.{label}", default=1 << 60)
     made[label] = Eval(interval, run, batches)
   return made
+
+
+def _check(sums, variables, batches, where: str) -> None:
+  """Traces an evaluation on shapes of its first batch."""
+  stream = batches()
+  batch = next(iter(stream))
+  stream.close()
+  try:
+    jax.eval_shape(sums, variables, batch)
+  except UserError as error:
+    raise UserError(f"{where}: {error}") from None
 
 
 class _At:

@@ -78,8 +78,8 @@ def verdicts(done: Results, patches: Sequence[int]) -> list[Verdict]:
     less,
     Verdict(
       f"at p = {small} the decoder is superfluous",
-      superfluous(ci),
-      f"its gain within {EQUAL} with the whole interval",
+      laws.decide(ci, EQUAL, "below"),
+      f"its gain below {EQUAL} with the whole interval",
       said("gain", last),
       "the decoder at the same patch",
       float(np.mean(last)) if last else None,
@@ -93,16 +93,6 @@ def verdicts(done: Results, patches: Sequence[int]) -> list[Verdict]:
       )},
     ),
   ]  # fmt: skip
-
-
-def superfluous(ci: tuple[float, float] | None) -> str:
-  """Not supported only where the decoder surely gains more than EQUAL."""
-  if ci is None:
-    return "inconclusive"
-  if laws.decide(ci, EQUAL) == "supported":
-    return "not supported"
-  inside = ci[0] >= -EQUAL and ci[1] <= EQUAL
-  return "supported" if inside or ci[1] <= EQUAL else "inconclusive"
 
 
 def table(done: Results, patches: Sequence[int]) -> Table:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from vitscale.arms import best_rate as best_of
 from vitscale.core.config import load_module
 from vitscale.models import vit
 from vitscale.study import Run
@@ -180,14 +181,8 @@ def best_rate(
   scale: Scale, done: Mapping[str, Any], family: str
 ) -> float | None:
   """The pilots' rate with the lowest mean loss; None before they ran."""
-  found = {}
-  for run in done.values():
-    facts = run["law_variables"]
-    if facts.get("arm") == "pilot" and facts["family"] == family:
-      keys = [f"eval/{plain(p)}/nll" for p in families(scale)[family]]
-      if all(run["metrics"].get(key) is not None for key in keys):
-        found[facts["lr"]] = np.mean([run["metrics"][key] for key in keys])
-  return min(found, key=found.__getitem__) if found else None
+  keys = [f"eval/{plain(p)}/nll" for p in families(scale)[family]]
+  return best_of(done, keys, family=family)
 
 
 def runs(scale_name: str, done: Mapping[str, Any]) -> list[Run]:

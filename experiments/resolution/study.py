@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from ml_collections import ConfigDict
 
+from vitscale.arms import best_rate as best_of
 from vitscale.core.config import load_module
 from vitscale.models import vit
 from vitscale.study import Run
@@ -179,14 +179,8 @@ FAMILIES = tuple(dict.fromkeys(map(family, ARMS)))
 
 def best_rate(done: Mapping[str, Any], name: str) -> float | None:
   """The pilots' rate with the lowest mean loss at what the family trains on."""
-  found = {}
-  for run in done.values():
-    facts = run["law_variables"]
-    if facts.get("arm") == "pilot" and facts["family"] == name:
-      keys = [f"eval/r{size}/nll" for size in ARMS[name].sizes]
-      if all(run["metrics"].get(key) is not None for key in keys):
-        found[facts["lr"]] = np.mean([run["metrics"][key] for key in keys])
-  return min(found, key=found.__getitem__) if found else None
+  keys = [f"eval/r{size}/nll" for size in ARMS[name].sizes]
+  return best_of(done, keys, family=name)
 
 
 def runs(scale_name: str, done: Mapping[str, Any]) -> list[Run]:

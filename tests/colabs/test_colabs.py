@@ -46,7 +46,8 @@ EXPECTED = {
     2,
   ),
 }  # fmt: skip
-LONG = ("03_plan_a_pod", "04_elastic", "05_patches_and_tokens")  # a minute or two, even as toys
+# A minute or two, even as toys.
+LONG = ("03_plan_a_pod", "04_elastic", "05_patches_and_tokens")
 by_name = pytest.mark.parametrize("script", SCRIPTS, ids=lambda p: p.stem)
 
 

@@ -103,6 +103,13 @@ def test_a_mixer_with_too_many_parameters_is_refused():
   assert mine == base + 4 * 2 * 1024 * 64 and most == int(1.1 * base)
 
 
+def test_the_rule_holds_for_overrides_too():
+  with pytest.raises(UserError, match="the arena allows 10 % more"):
+    config_lib.load("lra:runlocal", ["model.mixer=linformer(512)"])
+  made = config_lib.load("lra:runlocal", ["model.mixer=linear()"])
+  assert made.model.mixer == "linear()"
+
+
 def test_the_rule_is_ten_percent(monkeypatch):
   model = {"mixer": "linear()"}
   for extra, fits in ((100, True), (101, False)):

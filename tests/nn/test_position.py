@@ -124,3 +124,10 @@ def test_sincos1d_counts_along_rows():
   y, _ = apply("sincos1d", (2, 3))
   flat, _ = apply("sincos1d", (1, 6))
   np.testing.assert_array_equal(y.reshape(2, 6, 8), flat.reshape(2, 6, 8))
+
+
+def test_a_grid_for_no_table_is_refused():
+  with pytest.raises(UserError, match="'sincos2d' positions store no table"):
+    position.Position("sincos2d", grid=(6, 6)).init(
+      jax.random.key(0), jnp.zeros((1, 3, 4, 8))
+    )

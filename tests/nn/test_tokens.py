@@ -49,7 +49,7 @@ def test_without_a_pad_token_zeros_count():
 
 def test_lengths():
   both = jnp.concatenate([image(LONG), image(np.arange(8)), image(0 * LONG)])
-  assert tokens.lengths_of(both, 0).tolist() == [5, 8, 0]
+  assert tokens.lengths_of(both, 0).tolist() == [5, 8, 1]
 
 
 def test_a_value_beyond_the_vocabulary_is_loud():

@@ -89,6 +89,25 @@ def test_miou():
   assert evals.miou(np.zeros((4, 4))) == 0.0
 
 
+def test_the_standard_error_knows_no_batches():
+  """The same images in batches of 16, of 5 and of 1; fewer than parts too."""
+  bench = bench_lib.build(config())
+  variables = {"params": bench.init(np.uint32(0))["params"]}
+  sums = jax.jit(evals.make(bench.task, bench.model))
+  stream = bench.batches(0, 0)
+  images = np.concatenate([next(stream)["image"] for _ in range(2)])
+  for count in (32, 9):
+    found = []
+    for size in (16, 5, 1):
+      batches = [
+        {"image": part, "weight": np.ones(len(part), "f4")}
+        for part in np.split(images[:count], range(size, count, size))
+      ]
+      found.append(evals.evaluate(sums, variables, batches)["miou_se"])
+    assert found[0] > 0
+    np.testing.assert_allclose(found, found[0], rtol=1e-5)
+
+
 def test_padding_counts_nothing():
   bench = bench_lib.build(config())
   variables = {"params": bench.init(np.uint32(0))["params"]}

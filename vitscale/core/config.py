@@ -74,6 +74,9 @@ def find(name: str, folder: str, filename: str = "{}.py") -> Path:
 def load(spec: str, overrides: Iterable[str] = ()) -> ConfigDict:
   """Loads `FILE.py[:args]`, applies `key=value` overrides, locks the result.
 
+  What a config must keep whatever is overridden, its module's `check(config)`
+  says, if it has one.
+
   Args:
     spec: path of a config file or the name of one in configs/, with
       arguments for its `get_config` behind a colon; or a .json file with a
@@ -99,6 +102,7 @@ def load(spec: str, overrides: Iterable[str] = ()) -> ConfigDict:
       " ml_collections ConfigDict"
     )
   override(config, overrides)
+  getattr(module, "check", lambda _: None)(config)
   return config.lock()
 
 

@@ -89,9 +89,7 @@ def parse(text: str | Mapping[str, str]) -> Transform | Views:
     wrong = [n for n in names if n.partition("@")[0] != "image"]
     if wrong or "image" not in names:
       said = f"{wrong[0]!r} is none" if wrong else "'image' is missing"
-      raise UserError(
-        f"train.transform: {said}: name views 'image', 'image@20', ..."
-      )
+      raise UserError(f"transform: {said}: name views 'image', 'image@20', ...")
     return Views({name: parse(text[name]) for name in names})
   calls, known, what = [], operations(), f"transform {text!r}"
   for part in text.split("|") if text.strip() else []:

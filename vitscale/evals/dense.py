@@ -57,15 +57,23 @@ def evaluate(
     `miou` and its standard error, `nll` (nats a pixel) with its own over
     images, `accuracy` of pixels, `examples`.
   """
-  parts = [sums(variables, batch) for batch in batches]
-  total = jax.tree.map(
-    lambda *x: np.sum(np.asarray(x, np.float64), 0), *jax.device_get(parts)
-  )
+  found, seen = [], 0
+  for batch in batches:
+    found.append((seen, sums(variables, batch)))
+    seen += len(batch["weight"])
+  # Image i of the split is in part i modulo PARTS, whatever the batches are.
+  parts = [
+    {**one, "confusion": np.roll(one["confusion"], start % PARTS, 0)}
+    for start, one in jax.device_get(found)
+  ]
+  total = jax.tree.map(lambda *x: np.sum(np.asarray(x, np.float64), 0), *parts)
   n, nll = total["examples"], float(total["nll"] / total["examples"])
   variance = max(float(total["nll_squares"] / n) - nll**2, 0.0)
   whole = total["confusion"].sum(0)
-  without = np.array([miou(whole - one) for one in total["confusion"]])
-  spread = (PARTS - 1) / PARTS * np.square(without - without.mean()).sum()
+  filled = [one for one in total["confusion"] if one.sum()]
+  without = np.array([miou(whole - one) for one in filled])
+  share = (len(filled) - 1) / len(filled)
+  spread = share * np.square(without - without.mean()).sum()
   return {
     "miou": miou(whole),
     "miou_se": math.sqrt(spread),

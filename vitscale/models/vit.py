@@ -190,6 +190,12 @@ class Model(nn.Module):
     """
     if self.pool not in POOLS:
       raise UserError(f"pool {self.pool!r}{nearest(self.pool, POOLS)}")
+    softmax = mixers.parse(self.mixer) is attention_lib.Attention
+    if not softmax and self.attention not in ("auto", "reference"):
+      raise UserError(
+        f"attention {self.attention!r}: back ends are of softmax, the mixer is"
+        f" {self.mixer!r}: use 'auto'"
+      )
     head_dim = head_dim_of(self.width, self.num_heads, self.head_dim)
     canonical = patch_lib.pair(self.patch_size)
     packed = image if isinstance(image, Packed) else None

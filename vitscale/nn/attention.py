@@ -8,8 +8,9 @@
     cudnn      fused kernel, NVIDIA GPUs from Ampere on, half precision
     triton     Pallas kernel of NVIDIA GPUs, on demand: it knows segments
 
-Which tokens may see each other is said by `lengths` or `segment_ids`, never
-by a dense mask: a mask of 50,000 x 50,000 would be larger than the model.
+Which tokens may see each other is said by `lengths` or `segment_ids`: a mask
+of 50,000 x 50,000 would be larger than the model. Short sequences get one made
+of them by the back ends that store the logits anyway.
 Where a mesh splits the sequence, nn/context.py brings the tokens together.
 """
 

@@ -59,6 +59,8 @@ def drop_path(
 ) -> jax.Array:
   """Stochastic depth (1603.09382): zero for whole images, else / (1 - rate).
 
+  Images that are packed in one row share their fate.
+
   Args:
     x: (b, n, d) or (b * n, d).
     rate: probability of dropping, a number or a scalar array.
@@ -226,14 +228,16 @@ class Block(nn.Module):
         f"ffn_blocks={self.ffn_blocks} does not divide {n} tokens: use {near}"
       )
     one = nn.remat(lambda m, x: m.mlp(m.norm2(x), train), prevent_cse=False)
+    # Every `ffn_blocks`-th token is in one block, so that each device has its
+    # share of all of them.
     lead = x.shape[:-2]
-    parts = x.reshape(*lead, self.ffn_blocks, -1, x.shape[-1])
+    parts = x.reshape(*lead, -1, self.ffn_blocks, x.shape[-1])
     each = nn.scan(
       lambda m, _, x: (None, one(m, x)),
       variable_broadcast="params",
       split_rngs={"params": False, "dropout": True},
-      in_axes=len(lead),
-      out_axes=len(lead),
+      in_axes=len(lead) + 1,
+      out_axes=len(lead) + 1,
     )
     return each(self, None, parts)[1].reshape(x.shape)
 

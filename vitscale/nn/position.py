@@ -163,6 +163,10 @@ class Position(nn.Module):
     """
     if packed is not None:
       return self._packed(x, scale, packed)
+    if self.grid is not None and self.kind not in ("learned", "factorized"):
+      raise UserError(
+        f"position_grid: {self.kind!r} positions store no table: leave it out"
+      )
     _, gh, gw, d = x.shape
     rows, columns = self.grid or (gh, gw)
     if self.kind == "sincos2d":

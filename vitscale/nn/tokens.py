@@ -45,10 +45,13 @@ class TokenEmbed(nn.Module):
 
 
 def lengths_of(image: jax.Array, pad: int) -> jax.Array:
-  """(b,) int32: tokens of (b, h, w, 1) before the padding at the end."""
+  """(b,) int32: tokens of (b, h, w, 1) before the padding at the end.
+
+  One at least: of nothing but padding, the first is a token.
+  """
   ids = jnp.rint(image).reshape(len(image), -1)
   last = jnp.arange(1, ids.shape[1] + 1) * (ids != pad)
-  return last.max(1)
+  return jnp.maximum(last.max(1), 1)
 
 
 def real(lengths: jax.Array, n: int) -> jax.Array:

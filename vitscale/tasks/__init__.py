@@ -9,6 +9,10 @@ A task module has `make(config, source) -> Task`; a Task offers
     inputs(batch) (optional) -> what the model is called with; without it,
       normalise(batch["image"]), and no packed batches
     draws: tuple (optional), what it samples itself (core/draws.py)
+    all_views: True (optional) where several views of a batch are seen
+    any_draw: True (optional) where `predict` does at any draw of the model
+    weighted: True (optional) where the loss is no plain mean over examples, so
+      that a batch can't be taken in parts
     touched(model, batch, draw) (optional) -> tree of masks or None, the
       entries of the parameters that a step may move
     prepare(variables, batch, rngs) (optional) -> batch, with what all parts of

@@ -35,6 +35,7 @@ class Task:
   mixup: float = 0.0  # Beta(a, a) parameter, 0 = off
   cutmix: float = 0.0
   players: tuple[Player, ...] = (Player(),)
+  any_draw = True  # `predict` asks nothing of a model but its call
 
   def init(self, model: nn.Module, key: jax.Array, batch: Batch) -> Any:
     """Boxed variables of the model, from any batch of the right shapes."""

@@ -64,6 +64,8 @@ class Task(classify.Task):
   """
 
   share: float = 0.5
+  any_draw = False
+  weighted = True  # a batch's loss is the mean over its hidden tokens
 
   def init(self, model: nn.Module, key: jax.Array, batch: Any) -> Any:
     """Boxed variables of the model, and of what fills in.
@@ -140,13 +142,17 @@ class Task(classify.Task):
     return {"nll": mean(nll), "correct": mean(right)}
 
   def _hidden(self, model: nn.Module, x: jax.Array, luck: jax.Array):
-    """(b, rows, columns) bool: of the tokens that exist, `share` of them."""
+    """(b, rows, columns) bool: of the tokens that exist `share`, one at least.
+
+    An example without any would count as one that is filled in perfectly.
+    """
     pad = getattr(model, "pad_token", None)
-    if pad is None:
-      return luck < self.share
-    lengths = tokens_lib.lengths_of(x, pad)
-    real = tokens_lib.real(lengths, luck[0].size).reshape(luck.shape)
-    return (luck < self.share) & real
+    if pad is not None:
+      lengths = tokens_lib.lengths_of(x, pad)
+      real = tokens_lib.real(lengths, luck[0].size).reshape(luck.shape)
+      luck = jnp.where(real, luck, 2.0)
+    first = luck == luck.min((1, 2), keepdims=True)
+    return (luck < self.share) | (first & (luck < 2.0))
 
   def _filled(self, model, variables, x, out, draw):
     """Loss of every token, and how right it is, (b, rows, columns) both."""

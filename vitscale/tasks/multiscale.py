@@ -50,6 +50,7 @@ class Task:
   task: Any
   weight: float = 1.0
   reduce: str = "mean"
+  all_views = True  # of a batch are seen
 
   @property
   def players(self) -> tuple[Player, ...]:
