@@ -21,9 +21,12 @@ KINDS = ("learned", "factorized", "sincos2d", "fractional", "rope2d", "none")
 def model(kind="none", **changes):
   options = {
     "num_classes": 3, "width": 16, "depth": 2, "mlp_dim": 32, "num_heads": 2,
-    "patch_size": P, "position": kind, "position_grid": (3, 4),
+    "patch_size": P, "position": kind,
   }  # fmt: skip
-  return vit.Model(**{**options, **changes})
+  options |= changes
+  if options["position"] in ("learned", "factorized"):
+    options.setdefault("position_grid", (3, 4))
+  return vit.Model(**options)
 
 
 def images(patch=P, channels=2):
