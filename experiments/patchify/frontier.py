@@ -85,7 +85,11 @@ SCALES = {
     cells({12: (12, 6, 3)}, ((16, 1), (32, 1))), 20, (0,), (6e-3,)
   ),
   "frontier": Scale(
-    cells(GRIDS, SHAPES), 1500, (0, 1, 2), (3e-3, 6e-3, 1.2e-2)
+    cells({12: (12, 6, 3), 24: (12, 6, 4)}, SHAPES[:3]), 800, (0, 1, 2),
+    (4e-3, 8e-3),
+  ),
+  "frontier-cpu": Scale(
+    cells(GRIDS, SHAPES), 3000, (0, 1, 2), (3e-3, 6e-3, 1.2e-2)
   ),
 }  # fmt: skip
 

@@ -9,7 +9,7 @@ from vitscale.core.config import load_module
 
 FOLDER = Path(__file__).parents[2] / "experiments" / "patchify"
 frontier = load_module(FOLDER / "frontier.py")
-CELLS = frontier.SCALES["frontier"].cells
+CELLS = frontier.SCALES["frontier-cpu"].cells
 
 
 def done(loss, noise=0.003, seeds=(0, 1, 2)):
@@ -80,8 +80,8 @@ def test_a_frontier_is_what_nobody_beats_for_less():
 
 
 def test_runs():
-  scale = frontier.SCALES["frontier"]
-  pilots = frontier.runs("frontier", {})
+  scale = frontier.SCALES["frontier-cpu"]
+  pilots = frontier.runs("frontier-cpu", {})
   assert len(pilots) == 3 * len(CELLS)
   assert {run.config.total_steps for run in pilots} == {scale.steps // 3}
   assert len({run.name for run in pilots}) == len(pilots)
