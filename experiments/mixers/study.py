@@ -110,7 +110,7 @@ class Scale:
   mixers: tuple[str, ...] = tuple(TRAINED)
 
 
-QUICK = {"fashion": 1000, "strokes": 2000}
+QUICK = {"fashion": 750, "strokes": 1500}
 SMOKE = ("softmax", "performer", "scan")
 SCALES = {
   "smoke": Scale(
