@@ -16,6 +16,7 @@ from vitscale.core.call import bind
 from vitscale.core.errors import UserError, nearest
 from vitscale.data import (
   fashion,
+  fields,
   folder,
   listops,
   lra,
@@ -33,7 +34,8 @@ from vitscale.data.source import (
 )
 
 MODULES = (
-  fashion, folder, listops, lra, lra_pictures, pathfinder, scenes, synthetic,
+  fashion, fields, folder, listops, lra, lra_pictures, pathfinder, scenes,
+  synthetic,
 )  # fmt: skip
 
 
