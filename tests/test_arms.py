@@ -62,3 +62,10 @@ def test_the_worst_part_decides():
   assert judged(a=[5.0]) == judged(a=[]) == "inconclusive"
   below = arms.judged("c", "t", {"": (bad, 0.0)}, direction="below")
   assert below.verdict == "supported" and below.value == pytest.approx(-1.1)
+
+
+def test_the_spread_of_cells():
+  means, lows, highs = arms.spread([[1.0, 2.0, 3.0], [5.0]])
+  assert means == [2.0, 5.0]
+  assert (lows[0], highs[0]) == arms.interval([1.0, 2.0, 3.0])
+  assert lows[1] == highs[1] == 5.0  # one seed has no interval

@@ -42,6 +42,7 @@ def made(**changes):
       r"evals\.val\.draw: patch 5 does not divide",
     ),
     ({"evals__val__draw": {"train": True}}, "no such argument"),
+    ({"draws": {"train": {"values": (True,)}}}, "no such argument"),
     (
       {"task": {"name": "masked"}, "evals__val__draw": {"patch_size": 2}},
       "task 'masked' is scored as it stands",

@@ -67,6 +67,18 @@ def interval(values: Sequence[float]) -> Interval | None:
   return intervals.difference(list(values), [0.0] * len(values)).ci
 
 
+def spread(
+  cells: Sequence[Sequence[float]],
+) -> tuple[list[float], list[float], list[float]]:
+  """Means over seeds, and lows and highs of their intervals, for a figure.
+
+  Of one seed low and high are the mean.
+  """
+  means = [float(np.mean(values)) for values in cells]
+  bounds = [interval(v) or (m, m) for v, m in zip(cells, means)]
+  return means, [low for low, _ in bounds], [high for _, high in bounds]
+
+
 def said(name: str, values: Sequence[float], digits: int = 3) -> str:
   """`"S: 0.025 [0.007, 0.043]"`."""
   if not len(values):

@@ -8,7 +8,6 @@ nothing here touches a workdir.
 
 import dataclasses
 import functools
-import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -34,7 +33,7 @@ from vitscale.core import (
 )
 from vitscale.core import config as config_lib
 from vitscale.core import mesh as mesh_lib
-from vitscale.core.errors import UserError, nearest
+from vitscale.core.errors import UserError
 from vitscale.data import pack, pipeline, sources, transforms
 
 
@@ -113,7 +112,7 @@ def build(
       f" {read['task']['name']!r} never sees: task.name='multiscale'"
     )
   chosen = draws.make(read.group("draws"))
-  _check_draws(chosen, model)
+  models.check_draw(model, (draw.name for draw in chosen), "draws")
   chosen += getattr(task, "draws", ())
   boxed = jax.eval_shape(
     lambda key: task.init(model, key, _zeros(batch)), jax.random.key(0)
@@ -353,13 +352,3 @@ def _check_packed(read, task, model) -> None:
   if not hasattr(task, "inputs"):
     name = read["task"]["name"]
     raise UserError(f"pack: task {name!r} takes whole images: use classify")
-
-
-def _check_draws(chosen, model) -> None:
-  known = list(inspect.signature(model.__call__).parameters)
-  for draw in chosen:
-    if draw.name not in known:
-      raise UserError(
-        f"draws.{draw.name}: {type(model).__module__} takes no such argument"
-        f"{nearest(draw.name, known)}"
-      )

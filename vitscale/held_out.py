@@ -2,15 +2,14 @@
 
 import dataclasses
 import functools
-import inspect
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
 
-from vitscale import plugin
+from vitscale import models, plugin
 from vitscale.core import placement, sharding
-from vitscale.core.errors import UserError, nearest
+from vitscale.core.errors import UserError
 from vitscale.data import pack, pipeline, transforms
 
 
@@ -60,19 +59,12 @@ def evals(
         f"evals.{label}: {group.get('name')!r} takes no {what}: use"
         " name='classify'"
       )
-    known = list(inspect.signature(model.__call__).parameters)
-    known = [key for key in known if key not in ("image", "train")]
     if draw and not getattr(task, "any_draw", False):
       raise UserError(
         f"evals.{label}.draw: task {read['task']['name']!r} is scored as it"
         " stands; leave it out"
       )
-    for key in draw:
-      if key not in known:
-        raise UserError(
-          f"evals.{label}.draw.{key}: {type(model).__module__} takes no such"
-          f" argument{nearest(key, known)}"
-        )
+    models.check_draw(model, draw, f"evals.{label}.draw")
     keys = getattr(module, "OPTIONS", ())
     options = {key: _plain(group[key]) for key in keys if key in group}
     size = group.get("batch_size", batch_size)
@@ -106,8 +98,8 @@ def evals(
 
 
 def _check(sums, variables, batches, where: str) -> None:
-  """Traces an evaluation on shapes of its first batch."""
-  stream = batches()
+  """Traces an evaluation on the shapes of an example."""
+  stream = batches(batch_size=1)
   batch = next(iter(stream))
   stream.close()
   try:

@@ -8,7 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from vitscale.arms import Results, difference, finished, interval, judged
+from vitscale.arms import (
+  Results,
+  difference,
+  finished,
+  judged,
+  spread,
+)
 from vitscale.core.config import load_module
 from vitscale.laws.verdict import Verdict
 from vitscale.report.figures import Axis, Figure, Line, Panel, Points
@@ -329,11 +335,8 @@ def figures(found: Found, alone: Found) -> list[Figure]:
     ]
     if not each:
       return []
-    x, y = np.mean(each, 0).T / np.array([[1e6], [1.0]])
-    bounds = [
-      interval(v) or (m, m) for v, m in zip(np.asarray(each)[..., 1].T, y)
-    ]
-    low, high = zip(*bounds)
+    x = np.mean(each, 0)[:, 0] / 1e6
+    y, low, high = spread(np.asarray(each)[..., 1].T)
     return [Points(label, x, y, low, high), Line(label, x, y)]
 
   def points(names: Sequence[str]) -> list[Any]:

@@ -13,9 +13,9 @@ from vitscale.arms import (
   Results,
   difference,
   finished,
-  interval,
   judged,
   said,
+  spread,
 )
 from vitscale.laws.verdict import Verdict
 from vitscale.report.figures import Axis, Figure, Line, Panel, Points
@@ -286,9 +286,7 @@ def figure(found: Losses) -> Figure:
   marks: list[Any] = []
   for arm in ("separate", "sampled", "joint", "heavy"):
     values = [list(found[arm][size].values()) for size in SIZES]
-    mean = [float(np.mean(v)) for v in values]
-    bounds = [interval(v) or (m, m) for v, m in zip(values, mean)]
-    low, high = zip(*bounds)
+    mean, low, high = spread(values)
     marks += [Points(arm, x, mean, low, high), Line(arm, x, mean)]
   return Figure(
     "losses", "Nested and separate models",

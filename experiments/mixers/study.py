@@ -8,19 +8,15 @@ is in analysis.py. Costs are measured by `analyse`, in a process of its own.
 import dataclasses
 import itertools
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
-import vitscale
 from vitscale import arms
 from vitscale.core.config import load_module
-from vitscale.core.errors import UserError
+from vitscale.race import clock
 from vitscale.study import Run
 
 HERE = Path(__file__).parent
@@ -253,30 +249,12 @@ def chosen(scale: Scale, done: Mapping[str, Any]) -> dict[str, float]:
   return {key: lr for key, lr in found.items() if lr is not None}
 
 
-def timed(clock: Clock) -> dict[str, Any]:
-  """`cells`, `device`, `jax`; see clock.py."""
-  home = str(Path(vitscale.__file__).parents[1])
-  env = {k: v for k, v in os.environ.items() if k != "JAX_PLATFORMS"}
-  paths = filter(None, [home, env.get("PYTHONPATH")])
-  env["PYTHONPATH"] = os.pathsep.join(paths)
-  if clock.device == "cpu":
-    env |= {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
-  process = subprocess.run(
-    [
-      sys.executable, str(HERE / "clock.py"),
-      json.dumps(dataclasses.asdict(clock)),
-    ],
-    stdout=subprocess.PIPE, text=True, env=env, check=False,
-  )  # fmt: skip
-  if process.returncode:
-    raise UserError(f"clock.py ended with {process.returncode}, see above")
-  return json.loads(process.stdout)
-
-
 def analyse(done: Mapping[str, Any], scale_name: str) -> dict[str, Any]:
   """Verdicts, laws, tables and figures; of pilots their rates."""
   scale = SCALES[scale_name]
   if scale.clock is None:
     tables = {name(cell): tried(done, cell) for cell in cells(scale)}
     return analysis.pilots(done, chosen(scale, done), tables)
-  return analysis.analyse(done, timed(scale.clock), scale_name)
+  return analysis.analyse(
+    done, clock.timed(HERE / "clock.py", scale.clock), scale_name
+  )

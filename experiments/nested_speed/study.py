@@ -5,20 +5,15 @@ in a process of its own (clock.py) and judges.
 """
 
 import dataclasses
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-import vitscale
 from vitscale import laws
-from vitscale.core.errors import UserError
 from vitscale.laws import Verdict
+from vitscale.race import clock
 from vitscale.report.figures import Axis, Figure, Level, Panel, Points
 from vitscale.report.page import Table
 from vitscale.study import Run
@@ -56,24 +51,6 @@ def runs(scale: str, done: Mapping[str, Any]) -> list[Run]:
   """None: the contest is part of the analysis."""
   del scale, done
   return []
-
-
-def timed(case: Case) -> dict[str, Any]:
-  """`seconds` by contestant and round, `flops`, `device`; see clock.py."""
-  home = str(Path(vitscale.__file__).parents[1])
-  env = {k: v for k, v in os.environ.items() if k != "JAX_PLATFORMS"}
-  paths = filter(None, [home, env.get("PYTHONPATH")])
-  env["PYTHONPATH"] = os.pathsep.join(paths)
-  if case.device == "cpu":
-    env |= {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
-  clock = Path(__file__).with_name("clock.py")
-  process = subprocess.run(
-    [sys.executable, str(clock), json.dumps(dataclasses.asdict(case))],
-    stdout=subprocess.PIPE, text=True, env=env, check=False,
-  )  # fmt: skip
-  if process.returncode:
-    raise UserError(f"clock.py ended with {process.returncode}, see above")
-  return json.loads(process.stdout)
 
 
 def ratios(
@@ -142,7 +119,7 @@ def rows(found: Mapping[str, Any]) -> list[dict[str, Any]]:
 def analyse(results: Mapping[str, Any], scale: str) -> dict[str, Any]:
   """Times everything and judges."""
   del results
-  found = timed(SCALES[scale])
+  found = clock.timed(Path(__file__).with_name("clock.py"), SCALES[scale])
   seconds = found["seconds"]
   marks: list[Any] = [Level(1.0, "parts")]
   plain = [f"plain {size}" for size in SIZES]

@@ -251,17 +251,22 @@ def information(rows: list[dict[str, Any]]) -> Verdict:
   )
 
 
-def frontier(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-  """Cells that no cell of fewer FLOPs beats, by FLOPs; means over seeds."""
+def means(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+  """A row per cell, its loss the mean over seeds; by FLOPs, then loss."""
   cells_: dict[str, list] = {}
   for r in rows:
     cells_.setdefault(r["cell"], []).append(r)
-  means = [
+  found = [
     {**each[0], "loss": float(np.mean([r["loss"] for r in each]))}
     for each in cells_.values()
   ]
+  return sorted(found, key=lambda r: (r["flops"], r["loss"]))
+
+
+def frontier(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+  """Cells that no cell of fewer FLOPs beats, by FLOPs; means over seeds."""
   best, found = math.inf, []
-  for r in sorted(means, key=lambda r: (r["flops"], r["loss"])):
+  for r in means(rows):
     if r["loss"] < best:
       best = r["loss"]
       found.append(r)
@@ -317,16 +322,9 @@ def tables(rows: list[dict[str, Any]]) -> list[Table]:
     "N": r["N"], "GFLOP": f"{r['flops'] / 1e9:.3g}",
     "test loss": f"{r['loss']:.3f}", "rate": f"{r['lr']:g}",
   }  # fmt: skip
-  cells_: dict[str, list] = {}
-  for r in rows:
-    cells_.setdefault(r["cell"], []).append(r)
-  means = [
-    {**each[0], "loss": float(np.mean([r["loss"] for r in each]))}
-    for each in cells_.values()
-  ]
   return [
     Table("Frontier", [show(r) for r in frontier(rows)]),
-    Table("Cells", [show(r) for r in sorted(means, key=lambda r: r["flops"])]),
+    Table("Cells", [show(r) for r in means(rows)]),
   ]
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from vitscale.arms import Results, Runs, difference, finished, interval, judged
+from vitscale.arms import Results, Runs, difference, finished, judged, spread
 from vitscale.laws.verdict import Verdict
 from vitscale.report.figures import Axis, Figure, Line, Panel, Points
 from vitscale.report.page import Table
@@ -141,9 +141,7 @@ def figures(runs: Runs) -> list[Figure]:
       ]
       if not all(found):
         continue
-      y = [float(np.mean(values)) for values in found]
-      bounds = [interval(v) or (m, m) for v, m in zip(found, y)]
-      low, high = zip(*bounds)
+      y, low, high = spread(found)
       marks += [Line(kind, TESTED, y), Points(kind, TESTED, y, low, high)]
     if marks:
       axes = Axis("pixels a side at test"), Axis("test loss (nats)", "log")

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from vitscale import study as study_lib
@@ -123,12 +122,6 @@ def test_one_seed_supports_nothing(study):
   }  # fmt: skip
   found = analysis.verdicts(one, agree)
   assert {verdict.verdict for verdict in found} == {"inconclusive"}
-
-
-def test_intervals_are_students(study):
-  low, high = study.analysis.interval([1.0, 2.0, 3.0])
-  assert low == pytest.approx(2 - 4.30265 / np.sqrt(3), abs=1e-4)
-  assert high == pytest.approx(2 + 4.30265 / np.sqrt(3), abs=1e-4)
 
 
 @pytest.mark.slow

@@ -98,12 +98,9 @@ def evaluate(
   total = jax.tree.map(
     lambda *x: np.sum(np.asarray(x, np.float64), 0), *jax.device_get(parts)
   )
-  n = total["examples"]
-  nll, accuracy = float(total["nll"] / n), float(total["correct"] / n)
-  variance = max(float(total["nll_squares"] / n) - nll**2, 0.0)
+  n, accuracy = total["examples"], float(total["correct"] / total["examples"])
   found = {
-    "nll": nll,
-    "nll_se": math.sqrt(variance / n),
+    **mean_nll(total),
     "accuracy": accuracy,
     "accuracy_se": math.sqrt(max(accuracy * (1 - accuracy), 0.0) / n),
   }
@@ -112,3 +109,10 @@ def evaluate(
     found["ece"] = float(np.abs(right - confidence).sum() / n)
     found["brier"] = float(total["squares"] / n)
   return {**found, "examples": int(n)}
+
+
+def mean_nll(total: Mapping[str, Any]) -> dict[str, float]:
+  """`nll` and its standard error over examples, from sums of `totals`."""
+  n, nll = total["examples"], float(total["nll"] / total["examples"])
+  variance = max(float(total["nll_squares"] / n) - nll**2, 0.0)
+  return {"nll": nll, "nll_se": math.sqrt(variance / n)}

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vitscale.core.errors import UserError
+from vitscale.evals import classify
 
 PARTS = 20  # of the jackknife
 
@@ -31,15 +32,11 @@ def make(task: Any, model: Any) -> Callable[..., dict[str, jax.Array]]:
   def each(
     variables: Mapping[str, Any], batch: Mapping[str, jax.Array]
   ) -> dict[str, jax.Array]:
-    said = task.predict(model, variables, batch)
-    weight = batch["weight"]
+    said, weight = task.predict(model, variables, batch), batch["weight"]
     at = jnp.arange(len(weight)) % PARTS
     part = jax.nn.one_hot(at, PARTS) * weight[:, None]
     return {
-      "examples": weight.sum(),
-      "nll": (weight * said["nll"]).sum(),
-      "nll_squares": (weight * said["nll"] ** 2).sum(),
-      "correct": (weight * said["correct"]).sum(),
+      **classify.totals(said, batch),
       "confusion": jnp.einsum("bp,bij->pij", part, said["confusion"]),
     }
 
@@ -67,8 +64,6 @@ def evaluate(
     for start, one in jax.device_get(found)
   ]
   total = jax.tree.map(lambda *x: np.sum(np.asarray(x, np.float64), 0), *parts)
-  n, nll = total["examples"], float(total["nll"] / total["examples"])
-  variance = max(float(total["nll_squares"] / n) - nll**2, 0.0)
   whole = total["confusion"].sum(0)
   filled = [one for one in total["confusion"] if one.sum()]
   without = np.array([miou(whole - one) for one in filled])
@@ -77,10 +72,9 @@ def evaluate(
   return {
     "miou": miou(whole),
     "miou_se": math.sqrt(spread),
-    "nll": nll,
-    "nll_se": math.sqrt(variance / n),
-    "accuracy": float(total["correct"] / n),
-    "examples": int(n),
+    **classify.mean_nll(total),
+    "accuracy": float(total["correct"] / total["examples"]),
+    "examples": int(total["examples"]),
   }
 
 

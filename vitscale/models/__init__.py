@@ -6,6 +6,8 @@ config's `model.family` is its name, or the path of any module with a dot.
 """
 
 import dataclasses
+import inspect
+from collections.abc import Iterable
 from typing import Any
 
 import flax.linen as nn
@@ -13,6 +15,25 @@ import flax.linen as nn
 from vitscale import plugin
 from vitscale.core.config import Reader
 from vitscale.core.errors import UserError, nearest
+
+
+def check_draw(model: nn.Module, names: Iterable[str], where: str) -> None:
+  """Checks names of draws against what a model's call takes.
+
+  Raises:
+    UserError: no such argument; images and `train` are nobody's to draw.
+  """
+  known = [
+    name
+    for name in inspect.signature(model.__call__).parameters
+    if name not in ("image", "train")
+  ]
+  for name in names:
+    if name not in known:
+      raise UserError(
+        f"{where}.{name}: {type(model).__module__} takes no such argument"
+        f"{nearest(name, known)}"
+      )
 
 
 def make(config: Reader, source: Any) -> tuple[nn.Module, nn.Module]:

@@ -190,7 +190,8 @@ class Model(nn.Module):
     """
     if self.pool not in POOLS:
       raise UserError(f"pool {self.pool!r}{nearest(self.pool, POOLS)}")
-    softmax = mixers.parse(self.mixer) is attention_lib.Attention
+    mixer = mixers.parse(self.mixer)
+    softmax = mixer is attention_lib.Attention
     if not softmax and self.attention not in ("auto", "reference"):
       raise UserError(
         f"attention {self.attention!r}: back ends are of softmax, the mixer is"
@@ -261,7 +262,7 @@ class Model(nn.Module):
       dropout=self.dropout,
       remat=self.remat,
       backend=self.attention,
-      mixer=mixers.parse(self.mixer),
+      mixer=mixer,
       local=self.position == "glpe",
       ffn_blocks=self.ffn_blocks,
       dtype=self.dtype,

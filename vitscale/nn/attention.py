@@ -288,9 +288,7 @@ class Attention(nn.Module):
       self.q_norm = LayerNorm(self.norm_eps, "head_dim", self.dtype)
       self.k_norm = LayerNorm(self.norm_eps, "head_dim", self.dtype)
     if self.core is not None:
-      self.mix = self.core(
-        num_heads=self.num_heads, head_dim=self.head_dim, dtype=self.dtype
-      )
+      self.mix = self.core()
     if self.local:
       self.near = Depthwise("head_dim", self.head_dim, axes.zeros, self.dtype)
 

@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import vitscale
+from vitscale.race import clock
 
 MODULES = {
   "vitscale": "vitscale.race.ours",
@@ -167,18 +167,12 @@ def _dump(case: Case) -> str:
 
 def _environment(case: Case) -> dict[str, str]:
   """XLA sizes its pool of threads by NPROC, torch by OMP_NUM_THREADS."""
-  mine = {k: v for k, v in os.environ.items() if k != "JAX_PLATFORMS"}
-  # The vitscale that asks is the one that is timed.
-  home = str(Path(vitscale.__file__).parents[1])
-  paths = [home, *filter(None, [os.environ.get("PYTHONPATH")])]
-  mine["PYTHONPATH"] = os.pathsep.join(paths)
+  mine = clock.environment(case.device)
   if case.device == "gpu":
     return {**mine, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
   threads = str(case.threads)
   return {
     **mine,
-    "JAX_PLATFORMS": "cpu",
-    "CUDA_VISIBLE_DEVICES": "",
     "NPROC": threads,
     "OMP_NUM_THREADS": threads,
     "MKL_NUM_THREADS": threads,

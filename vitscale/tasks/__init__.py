@@ -26,6 +26,11 @@ parameter subset and optimizer group; the one loop updates them in turn.
 """
 
 import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,3 +42,20 @@ class Player:
   loss: str = "loss"  # method of the task
   optim: str = "optim"  # config group
   every: int = 1  # plays every k-th step
+
+
+def with_head(
+  boxed: Any, name: str, head: nn.Module, key: jax.Array, seen: Any, *rest: Any
+) -> Any:
+  """A model's boxed variables with those of a task's head among them.
+
+  Args:
+    boxed: of the model.
+    name: where the head's parameters lie.
+    head: called with what `seen` describes, and `rest`.
+    key: of the model's initialisation; the head's is drawn from it.
+    seen: shape and type of what the head reads.
+  """
+  zeros = jnp.zeros(seen.shape, seen.dtype)
+  made = head.init(jax.random.fold_in(key, 1), zeros, *rest)
+  return {**boxed, "params": {**boxed["params"], name: made["params"]}}

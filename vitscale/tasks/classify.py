@@ -55,8 +55,7 @@ class Task:
 
   def normalise(self, image: jax.Array) -> jax.Array:
     """uint8 (b, h, w, c) -> float32, zero mean and unit variance."""
-    mean, std = jnp.asarray(self.mean) * 255, jnp.asarray(self.std) * 255
-    return (image.astype(jnp.float32) - mean) / std
+    return normalised(image, self.mean, self.std)
 
   def loss(
     self,
@@ -148,14 +147,26 @@ class Task:
   ) -> dict[str, jax.Array]:
     """Per example: `nll` in nats, `correct` 0/1; `logits`, `probabilities`."""
     logits, _ = model.apply(variables, self.inputs(batch))
+    return self.scores(logits, batch["label"])
+
+  def scores(self, logits: jax.Array, label: jax.Array) -> dict[str, jax.Array]:
+    """What `predict` says of logits (..., classes) and labels (...)."""
     logits = logits.astype(jnp.float32)
-    target = jax.nn.one_hot(batch["label"], self.classes)
+    target = jax.nn.one_hot(label, self.classes)
     return {
       "nll": self.nll(logits, target),
-      "correct": (logits.argmax(-1) == batch["label"]).astype(jnp.float32),
+      "correct": (logits.argmax(-1) == label).astype(jnp.float32),
       "logits": logits,
       "probabilities": self.probabilities(logits),
     }
+
+
+def normalised(
+  image: jax.Array, mean: tuple[float, ...], std: tuple[float, ...]
+) -> jax.Array:
+  """uint8 (..., c) -> float32; `mean` and `std` by channel, pixels in 0..1."""
+  mean, std = jnp.asarray(mean) * 255, jnp.asarray(std) * 255
+  return (image.astype(jnp.float32) - mean) / std
 
 
 def mean(x: jax.Array, weight: jax.Array | None) -> jax.Array:

@@ -20,7 +20,7 @@ import optax
 
 from vitscale.core.errors import UserError, nearest
 from vitscale.heads.dense import HEADS
-from vitscale.tasks import Player
+from vitscale.tasks import Player, classify, with_head
 
 PARAMS = "dense"  # where the head's lie
 Batch = Mapping[str, jax.Array]
@@ -48,18 +48,11 @@ class Task:
     boxed = model.init(key, image)
     _, out = jax.eval_shape(model.apply, nn.meta.unbox(boxed), image)
     seen = out["features"][-1][0]
-    made = self.head.init(
-      jax.random.fold_in(key, 1),
-      jnp.zeros(seen.shape, seen.dtype),
-      image.shape[1:3],
-    )
-    params = {**boxed["params"], PARAMS: made["params"]}
-    return {**boxed, "params": params}
+    return with_head(boxed, PARAMS, self.head, key, seen, image.shape[1:3])
 
   def normalise(self, image: jax.Array) -> jax.Array:
     """uint8 (b, h, w, c + 1) -> float32 (b, h, w, c), without the classes."""
-    mean, std = jnp.asarray(self.mean) * 255, jnp.asarray(self.std) * 255
-    return (image[..., :-1].astype(jnp.float32) - mean) / std
+    return classify.normalised(image[..., :-1], self.mean, self.std)
 
   def target(self, image: jax.Array) -> jax.Array:
     """uint8 (b, h, w, c + 1) -> int32 (b, h, w), the class of each pixel."""

@@ -33,7 +33,7 @@ from vitscale.core.errors import UserError
 from vitscale.nn import patch as patch_lib
 from vitscale.nn import tokens as tokens_lib
 from vitscale.nn.linear import Linear
-from vitscale.tasks import classify
+from vitscale.tasks import classify, with_head
 
 PARAMS = "masked"  # where they lie among the model's
 
@@ -82,9 +82,7 @@ class Task(classify.Task):
       lambda v: _features(model.apply(v, hide(model, x, hidden, {}))[1]),
       axes.unbox(boxed),
     )
-    zeros = jnp.zeros(features.shape, features.dtype)
-    made = _filler(model, x, {}).init(jax.random.fold_in(key, 1), zeros)
-    return {**boxed, "params": {**boxed["params"], PARAMS: made["params"]}}
+    return with_head(boxed, PARAMS, _filler(model, x, {}), key, features)
 
   def loss(
     self,

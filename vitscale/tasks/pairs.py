@@ -21,7 +21,7 @@ import optax
 from vitscale.core import axes
 from vitscale.core.errors import UserError
 from vitscale.nn.linear import Linear
-from vitscale.tasks import classify
+from vitscale.tasks import classify, with_head
 
 PARAMS = "pair"  # where they lie among the model's
 
@@ -73,10 +73,7 @@ class Task(classify.Task):
     features = jax.eval_shape(
       lambda v, b: self.features(model, v, b), axes.unbox(boxed), batch
     )
-    head = self._head.init(
-      jax.random.fold_in(key, 1), jnp.zeros(features.shape, features.dtype)
-    )
-    return {**boxed, "params": {**boxed["params"], PARAMS: head["params"]}}
+    return with_head(boxed, PARAMS, self._head, key, features)
 
   @property
   def _head(self) -> Head:
@@ -139,13 +136,7 @@ class Task(classify.Task):
   ) -> dict[str, jax.Array]:
     """Per pair what `classify.Task` predicts per image."""
     logits = self._logits(variables, self.features(model, variables, batch))
-    target = jax.nn.one_hot(batch["label"], self.classes)
-    return {
-      "nll": self.nll(logits, target),
-      "correct": (logits.argmax(-1) == batch["label"]).astype(jnp.float32),
-      "logits": logits,
-      "probabilities": self.probabilities(logits),
-    }
+    return self.scores(logits, batch["label"])
 
 
 def make(config: Mapping[str, Any], source: Any) -> Task:

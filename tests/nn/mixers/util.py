@@ -22,11 +22,9 @@ def qkv(n, seed=0, scale=1.0, b=2, dtype=jnp.float32):
   return [jnp.asarray(scale * x, dtype) for x in drawn]
 
 
-def core(text, n=12, grid=None, dtype="float32"):
+def core(text, n=12, grid=None):
   """(module, its unboxed variables) of the core named `text`."""
-  made = mixers.parse(text).keywords["core"](
-    num_heads=HEADS, head_dim=HEAD_DIM, dtype=dtype
-  )
+  made = mixers.parse(text).keywords["core"]()
   init = functools.partial(made.init, grid=grid or Grid(1, n))
   args = jax.random.key(1), *qkv(n)
   if not jax.tree.leaves(jax.eval_shape(init, *args)):

@@ -7,8 +7,7 @@ A block is token mixing, then channel mixing; everything around the mixer stays
 (the template of 2302.06218). A module here has either a `Core`, what happens
 between the projections to q, k, v and the one back,
 
-    Core(options..., num_heads=, head_dim=, dtype=)(
-      q, k, v, grid=, lengths=, segment_ids=) -> (b, n, h, hd)
+    Core(options...)(q, k, v, grid=, lengths=, segment_ids=) -> (b, n, h, hd)
 
 or a `Mixer` that stands for `Attention` as a whole: same first arguments, same
 three methods. A core says which of lengths and segment_ids it can't do.
@@ -27,7 +26,7 @@ from vitscale.core import call
 from vitscale.core.errors import UserError, nearest
 from vitscale.nn.attention import Attention
 
-GIVEN = ("num_heads", "head_dim", "dtype", "parent", "name")  # by who builds
+FLAX = ("parent", "name")  # fields of every module
 
 
 def names() -> tuple[str, ...]:
@@ -76,7 +75,7 @@ def refuse(mixer: str, **given: Any) -> None:
 def _fields(made: type) -> dict[str, Any]:
   """Name -> type of the options of a module, in order."""
   fields = dataclasses.fields(made)
-  return {f.name: f.type for f in fields if f.name not in GIVEN}
+  return {f.name: f.type for f in fields if f.name not in FLAX}
 
 
 def _options(

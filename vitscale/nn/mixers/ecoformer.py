@@ -40,9 +40,6 @@ class Core(nn.Module):
 
   bits: int = 16
   anchors: int = 25
-  num_heads: int = dataclasses.field(kw_only=True)
-  head_dim: int = dataclasses.field(kw_only=True)
-  dtype: str = dataclasses.field(default="float32", kw_only=True)
 
   @nn.compact
   def __call__(
@@ -56,7 +53,7 @@ class Core(nn.Module):
         f"ecoformer({self.bits}, {self.anchors}): bits and anchors are 1 or"
         " more"
       )
-    made = self._hash()
+    made = self._hash(*q.shape[2:])
     real = linear.exist(q.shape[1], lengths)
     if lengths is not None:  # for q and k, which stand side by side
       real = jnp.concatenate([real, real], 1)
@@ -65,15 +62,14 @@ class Core(nn.Module):
     of_q, of_k = jnp.split(jnp.concatenate([both, always], -1), 2, 1)
     return linear.mix(of_q, of_k, v, lengths)
 
-  def _hash(self) -> hashing.Hash:
-    h, m = self.num_heads, self.anchors
+  def _hash(self, h: int, hd: int) -> hashing.Hash:
+    m = self.anchors
     on_sphere = lambda *args: hashing.unit(jax.random.normal(*args))
     # Vectors in any direction are 2 apart in the square, which is also s.
     usual = jax.nn.initializers.constant(jnp.exp(-0.5))
     anchors = axes.param(
-      self, "anchors", "code@anchors heads head_dim", (m, h, self.head_dim),
-      on_sphere,
-    )  # fmt: skip
+      self, "anchors", "code@anchors heads head_dim", (m, h, hd), on_sphere
+    )
     mean = axes.param(self, "mean", "heads code@anchors", (h, m), usual)
     projection = axes.param(
       self, "projection", "heads code@anchors code@bits", (h, m, self.bits),

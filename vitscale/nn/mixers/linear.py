@@ -20,10 +20,6 @@ TINY = 1e-15  # least sum of features; its square is no denormal
 class Core(nn.Module):
   """phi(x) = elu(x) + 1; no parameters."""
 
-  num_heads: int
-  head_dim: int
-  dtype: str = "float32"
-
   @nn.compact
   def __call__(
     self, q, k, v, *, grid=None, lengths=None, segment_ids=None

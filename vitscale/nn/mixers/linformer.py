@@ -13,8 +13,6 @@ Class token and registers are keys as they are, not projected. `lengths` zero
 the keys and values that don't exist, before they are summed.
 """
 
-import dataclasses
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -35,9 +33,6 @@ class Core(nn.Module):
   """
 
   rank: int = 64
-  num_heads: int = dataclasses.field(kw_only=True)
-  head_dim: int = dataclasses.field(kw_only=True)
-  dtype: str = dataclasses.field(default="float32", kw_only=True)
 
   @nn.compact
   def __call__(

@@ -18,8 +18,6 @@ attention. Neighbours are those of the row-major order. Heads merge apart, and
 class token and registers not at all; padding (`lengths`) has count 0.
 """
 
-import dataclasses
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -40,9 +38,6 @@ class Core(nn.Module):
   """
 
   rank: int = 64
-  num_heads: int = dataclasses.field(kw_only=True)
-  head_dim: int = dataclasses.field(kw_only=True)
-  dtype: str = dataclasses.field(default="float32", kw_only=True)
 
   @nn.compact
   def __call__(

@@ -16,7 +16,6 @@ their query; every sum then has a term of 1 and no epsilon is needed (the
 reference implementation adds 1e-4 to each feature, which blurs attention).
 """
 
-import dataclasses
 import functools
 
 import flax.linen as nn
@@ -39,9 +38,6 @@ class Core(nn.Module):
 
   features: int = 64
   seed: int = 0
-  num_heads: int = dataclasses.field(kw_only=True)
-  head_dim: int = dataclasses.field(kw_only=True)
-  dtype: str = dataclasses.field(default="float32", kw_only=True)
 
   @nn.compact
   def __call__(
@@ -52,7 +48,7 @@ class Core(nn.Module):
     mixers.refuse("performer", segment_ids=segment_ids)
     if self.features < 1:
       raise UserError(f"performer({self.features}): features is 1 or more")
-    w = draw(self.num_heads, self.features, self.head_dim, self.seed)
+    w = draw(q.shape[2], self.features, q.shape[3], self.seed)
     of_q, of_k = exponents(q, w), exponents(k, w)
     if lengths is not None:
       real = linear.exist(k.shape[1], lengths) > 0

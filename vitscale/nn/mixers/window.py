@@ -11,8 +11,6 @@ Any grid: it is padded to whole blocks with keys nobody sees; one that is
 smaller than a block is one block. O(n w^2) time and memory.
 """
 
-import dataclasses
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -31,9 +29,6 @@ class Core(nn.Module):
   """
 
   window: int = 7
-  num_heads: int = dataclasses.field(kw_only=True)
-  head_dim: int = dataclasses.field(kw_only=True)
-  dtype: str = dataclasses.field(default="float32", kw_only=True)
 
   @nn.compact
   def __call__(
