@@ -1,6 +1,7 @@
 """Calls a user wrote, read without `eval` and checked: `crop(28, pad=2)`."""
 
 import ast
+import dataclasses
 import inspect
 import numbers
 import os
@@ -92,4 +93,48 @@ def bind(
         f"{what}: {name} of {fn.__name__} must be {_KINDS[kind]}, "
         f"got {given[name]!r}"
       )
+  return given
+
+
+FLAX = ("parent", "name")  # fields of every flax module
+
+
+def fields(module: type) -> dict[str, Any]:
+  """Name -> type of the options of a flax module, in order."""
+  found = dataclasses.fields(module)
+  return {f.name: f.type for f in found if f.name not in FLAX}
+
+
+def options(
+  known: Mapping[str, Any],
+  args: Sequence[Any],
+  kwargs: Mapping[str, Any],
+  *,
+  what: str,
+) -> dict[str, Any]:
+  """Options of a module by name, those of type int or float checked.
+
+  Args:
+    known: name -> type, in order, see `fields`.
+    args, kwargs: as the user gave them.
+    what: names the place in errors, for example `model.mixer 'scan(8)'`.
+
+  Raises:
+    UserError: unknown, surplus, repeated or wrongly typed options.
+  """
+  if len(args) > len(known):
+    takes = f"takes {', '.join(known)}" if known else "takes no options"
+    raise UserError(f"{what}: {takes}, got {len(args)} values")
+  given = dict(zip(known, args)) | dict(kwargs)
+  for name, value in given.items():
+    if name not in known:
+      raise UserError(f"{what}: no option {name!r}{nearest(name, known)}")
+    kind = known[name]
+    whole = type(value) is int or (kind is float and type(value) is float)
+    if kind in (int, float) and not whole:
+      raise UserError(
+        f"{what}: {name} should be {kind.__name__}, got {value!r}"
+      )
+  if twice := set(kwargs) & set(list(known)[: len(args)]):
+    raise UserError(f"{what}: {sorted(twice)[0]!r} is given twice")
   return given
