@@ -1,5 +1,7 @@
 """What the tests of bottlenecks share."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,9 +16,10 @@ def drawn(*shape, seed=0, scale=1.0):
   return jnp.asarray(scale * draw, jnp.float32)
 
 
-def initial(text, d=16, dtype="float32"):
+@functools.cache
+def initial(text, d=16):
   """(module, unboxed variables) for tokens of width d."""
-  made = bottlenecks.parse(text)(dtype=dtype)
+  made = bottlenecks.parse(text)()
   init = jax.jit(lambda key, x: made.init(key, x, train=False))
   return made, axes.unbox(init(jax.random.key(1), jnp.zeros((1, 2, d))))
 
