@@ -13,6 +13,7 @@ from vitscale.core.errors import UserError
 from vitscale.nn import bottlenecks
 
 ALL = {  # name -> text, c, penalties, bound of |z|
+  "plain": ("plain(6)", 6, set(), None),
   "kl": ("kl(6)", 6, {"kl"}, None),
   "layernorm": ("layernorm(6)", 6, set(), 6**0.5),
   "vq": ("vq(12, 5)", 5, {"codebook", "commit"}, None),
@@ -158,6 +159,7 @@ def test_text_that_says_nothing(text, said):
 @pytest.mark.parametrize(
   "text, said",
   [
+    ("plain(0)", r"plain\(0\): code is 1 or more"),
     ("kl(0)", r"kl\(0\): code is 1 or more"),
     ("layernorm(2)", "code is 3 or more"),
     ("vq(1, 8)", "entries are 2 to"),

@@ -18,7 +18,7 @@ def grid(level):
 
 
 def test_levels_are_exactly_the_grid():
-  made, variables = util.plain(f"fsq({LEVELS})")
+  made, variables = util.identity(f"fsq({LEVELS})")
   line = jnp.linspace(-6, 6, 4001)[None, :, None] * jnp.ones(len(LEVELS))
   z, _ = util.run(made, variables, line)
   for i, level in enumerate(LEVELS):
@@ -40,7 +40,7 @@ def test_levels_are_exactly_the_grid():
 
 @pytest.mark.parametrize("big", [-1e30, 1e30])
 def test_saturates_at_the_last_level(big):
-  made, variables = util.plain(f"fsq({(*LEVELS, 65536)})")
+  made, variables = util.identity(f"fsq({(*LEVELS, 65536)})")
   x = jnp.full((1, 1, len(LEVELS) + 1), big)
   z, out = util.run(made, variables, x)
   util.close(z, np.full(z.shape, np.sign(big)), 1e-6)
@@ -49,7 +49,7 @@ def test_saturates_at_the_last_level(big):
 
 
 def test_indices_round_trip_for_all_codes():
-  made, variables = util.plain(f"fsq({LEVELS})")
+  made, variables = util.identity(f"fsq({LEVELS})")
   total = int(np.prod(LEVELS))
   z = util.codes(made, variables, jnp.arange(total))
   # The first float changes quickest, and no code comes twice.
@@ -63,14 +63,14 @@ def test_indices_round_trip_for_all_codes():
 
 
 def test_largest_index_fits():
-  made, variables = util.plain("fsq((65536, 32768))")
+  made, variables = util.identity("fsq((65536, 32768))")
   z, out = util.run(made, variables, jnp.full((1, 1, 2), 99.0))
   assert out["indices"][0, 0] == 2**31 - 1
   util.close(util.codes(made, variables, out["indices"]), z, 1e-6)
 
 
 def test_gradient_is_that_of_tanh():
-  made, variables = util.plain(f"fsq({LEVELS})")
+  made, variables = util.identity(f"fsq({LEVELS})")
   x = util.drawn(2, 7, len(LEVELS))
   weights = util.drawn(2, 7, len(LEVELS), seed=1)
   f = lambda x: (weights * made.apply(variables, x, train=True)[0]).sum()

@@ -7,7 +7,7 @@ from tests.nn.bottlenecks import util
 
 
 def test_each_token_has_mean_0_and_length_1():
-  made, variables = util.plain("layernorm(5)")
+  made, variables = util.identity("layernorm(5)")
   x = util.drawn(2, 6, 5, scale=3.0) + 7
   z, out = util.run(made, variables, x)
   by_hand = np.asarray(x, np.float64)

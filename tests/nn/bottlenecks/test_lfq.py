@@ -24,12 +24,12 @@ def by_all_entries(y, temperature):
 
 
 def penalties(text, x):
-  made, variables = util.plain(text)
+  made, variables = util.identity(text)
   return util.run(made, variables, x)[1]["penalties"]
 
 
 def test_signs_and_their_index():
-  made, variables = util.plain("lfq(4)")
+  made, variables = util.identity("lfq(4)")
   z, out = util.run(made, variables, X)
   np.testing.assert_array_equal(z, np.where(np.asarray(X) > 0, 1.0, -1.0))
   weights = np.array([1, 2, 4, 8])
@@ -40,7 +40,7 @@ def test_signs_and_their_index():
 
 
 def test_codes_of_every_index():
-  made, variables = util.plain("lfq(4)")
+  made, variables = util.identity("lfq(4)")
   z = util.codes(made, variables, jnp.arange(16))
   assert len(np.unique(np.asarray(z), axis=0)) == 16
   _, out = util.run(made, variables, z[None])
@@ -48,7 +48,7 @@ def test_codes_of_every_index():
 
 
 def test_31_bits_fit():
-  made, variables = util.plain("lfq(31)")
+  made, variables = util.identity("lfq(31)")
   z, out = util.run(made, variables, jnp.ones((1, 1, 31)))
   assert out["indices"][0, 0] == 2**31 - 1
   np.testing.assert_array_equal(util.codes(made, variables, out["indices"]), z)
@@ -87,7 +87,7 @@ def test_what_factorising_costs():
 
 def test_gradients():
   """Straight through; finite far from 0; commit pulls y to its sign."""
-  made, variables = util.plain("lfq(4)")
+  made, variables = util.identity("lfq(4)")
   weights = util.drawn(3, 8, 4, seed=2)
 
   @jax.jit
@@ -107,7 +107,7 @@ def test_gradients():
 
 def test_descent_on_entropy_makes_bits_sure_and_balanced():
   x = X + 0.8  # three quarters and more are 1
-  made, variables = util.plain("lfq(4)")
+  made, variables = util.identity("lfq(4)")
 
   @jax.jit
   def descend(x):

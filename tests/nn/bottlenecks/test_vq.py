@@ -19,7 +19,7 @@ def unit(x):
 
 @pytest.mark.parametrize("distance", vq.DISTANCES)
 def test_nearest_by_brute_force(distance):
-  made, variables = util.plain(f"vq(9, 4, {distance!r})", codebook=BOOK)
+  made, variables = util.identity(f"vq(9, 4, {distance!r})", codebook=BOOK)
   z, out = util.run(made, variables, X)
   y, book = (
     (unit(a) if distance == "cosine" else np.asarray(a, np.float64))
@@ -39,7 +39,7 @@ def test_length_counts_in_one_distance_only():
   book = jnp.array([[1.0, 0.0], [0.0, 8.0]])
   y = jnp.array([[[0.1, 1.0]]])
   picked = [
-    int(util.run(*util.plain(f"vq(2, 2, {d!r})", codebook=book), y)[1][
+    int(util.run(*util.identity(f"vq(2, 2, {d!r})", codebook=book), y)[1][
       "indices"
     ][0, 0])
     for d in vq.DISTANCES
@@ -50,7 +50,7 @@ def test_length_counts_in_one_distance_only():
 def test_near_ties_far_from_0_are_told_apart():
   """By products in bfloat16 or TF32 they would not be."""
   book = 10 + util.drawn(64, 4, seed=3, scale=0.05)
-  made, variables = util.plain("vq(64, 4)", codebook=book)
+  made, variables = util.identity("vq(64, 4)", codebook=book)
   y = book[None] + util.drawn(1, 64, 4, seed=4, scale=1e-3)
   _, out = util.run(made, variables, y)
   a, b = np.asarray(y[0], np.float64), np.asarray(book, np.float64)
@@ -59,7 +59,7 @@ def test_near_ties_far_from_0_are_told_apart():
 
 
 def test_gradient_goes_straight_through():
-  made, variables = util.plain("vq(9, 4)", codebook=BOOK)
+  made, variables = util.identity("vq(9, 4)", codebook=BOOK)
   weights = util.drawn(3, 11, 4, seed=2)
   f = lambda v, x: (weights * made.apply(v, x, train=True)[0]).sum()
   of_book, of_x = jax.jit(jax.grad(f, (0, 1)))(variables, X)
@@ -68,7 +68,7 @@ def test_gradient_goes_straight_through():
 
 
 def test_cosine_passes_the_gradient_of_the_unit_vector():
-  made, variables = util.plain("vq(9, 4, 'cosine')", codebook=BOOK)
+  made, variables = util.identity("vq(9, 4, 'cosine')", codebook=BOOK)
   weights = util.drawn(3, 11, 4, seed=2)
   f = lambda x: (weights * made.apply(variables, x, train=True)[0]).sum()
   got = jax.jit(jax.grad(f))(X)
@@ -79,7 +79,7 @@ def test_cosine_passes_the_gradient_of_the_unit_vector():
 
 def test_who_learns_from_which_penalty():
   """Entries move to their tokens, tokens to their entry; unused ones stay."""
-  made, variables = util.plain("vq(9, 4)", codebook=BOOK)
+  made, variables = util.identity("vq(9, 4)", codebook=BOOK)
 
   @jax.jit
   def grads(v, x):
@@ -112,7 +112,7 @@ def test_perplexity_counts_entries():
 
 def test_codes_of_every_entry():
   for distance in vq.DISTANCES:
-    made, variables = util.plain(f"vq(9, 4, {distance!r})", codebook=BOOK)
+    made, variables = util.identity(f"vq(9, 4, {distance!r})", codebook=BOOK)
     z = util.codes(made, variables, jnp.arange(9))
     util.close(z, unit(BOOK) if distance == "cosine" else BOOK, 1e-6)
     # An entry is its own nearest.

@@ -24,7 +24,7 @@ def initial(text, d=16):
   return made, axes.unbox(init(jax.random.key(1), jnp.zeros((1, 2, d))))
 
 
-def plain(text, **params):
+def identity(text, **params):
   """(module, variables) whose linear map is the identity: y = x."""
   made = bottlenecks.parse(text)()
   c = made.code

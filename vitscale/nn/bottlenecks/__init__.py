@@ -2,8 +2,9 @@
 
     model.bottleneck = "kl(16)"        # nn/bottlenecks/kl.py, 16 floats a token
 
+    plain(16)          floats as they are
     kl(16)             a Gaussian per float, paid for in nats
-    layernorm(16)      floats of length 1 each, nothing random, nothing paid
+    layernorm(16)      floats of mean 0 and variance 1 in each token
     vq(512, 8)         the nearest of 512 learned vectors of 8 floats
     fsq((8, 5, 5, 5))  each float one of so many levels
     lfq(10)            each float a sign
