@@ -88,6 +88,22 @@ def test_jackknife_is_the_spread_over_repeats():
   assert both == pytest.approx(np.hypot(*sides), rel=1e-9)
 
 
+def test_jackknife_of_pairs():
+  """A sample and what was made of it: the spread over fresh ones, again."""
+  distance, error, apart = [], [], []
+  for seed in range(150):
+    x = _x(400, 2, seed)
+    made = x @ np.array([[0.8, 0.1], [0.0, 0.9]]) + 0.2
+    groups = [[moments.of(p) for p in np.split(side, 20)] for side in (x, made)]
+    distance.append(moments.frechet(*map(moments.merged, groups)))
+    error.append(moments.standard_error(*groups, paired=True))
+    apart.append(moments.standard_error(*groups))
+  assert np.mean(error) == pytest.approx(np.std(distance), rel=0.2)
+  assert np.mean(apart) > 2 * np.std(distance)  # as if x had been drawn twice
+  same = moments.standard_error(groups[0], groups[0], paired=True)
+  assert same == pytest.approx(0, abs=1e-12)
+
+
 @pytest.mark.parametrize(
   "call, says",
   [
@@ -106,6 +122,10 @@ def test_jackknife_is_the_spread_over_repeats():
     (
       lambda m: moments.standard_error([m(9), m(8)], [m(9)]),
       "groups must be equal, got n [8, 9]",
+    ),
+    (
+      lambda m: moments.standard_error([m(9)] * 3, [m(9)] * 2, paired=True),
+      "3 groups are no pairs of 2",
     ),
   ],
 )

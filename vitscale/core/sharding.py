@@ -220,6 +220,16 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
   return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
 
 
+def everywhere(tree: Any) -> Any:
+  """Every process gets all rows of the arrays of a tree."""
+  scope = current()
+  if scope is None or scope.mesh is None:
+    return tree
+  return jax.lax.with_sharding_constraint(
+    tree, NamedSharding(scope.mesh, PartitionSpec())
+  )
+
+
 # --------------------------------------------------------------- parameters
 
 

@@ -27,7 +27,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 
 from vitscale.core import sharding
 from vitscale.core.errors import UserError, nearest
@@ -231,7 +230,7 @@ def make(
         little, own = task.part(model, variables, batch, text)
       found[text] = pooled(task, little, own, batch["image"])
     rows = {"label": batch["label"], "weight": batch["weight"]}
-    return _everywhere({"features": found, **rows})
+    return sharding.everywhere({"features": found, **rows})
 
   return features
 
@@ -250,16 +249,6 @@ def _check_widths(model: Any, texts: Sequence[str]) -> None:
       f"evals: retrieval: '{one}' has {a} features, '{other}' {b}: want"
       " pairs='same', or prefix=True for the first that both have"
     )
-
-
-def _everywhere(tree: Any) -> Any:
-  """Every process gets all rows."""
-  scope = sharding.current()
-  if scope is None or scope.mesh is None:
-    return tree
-  return jax.lax.with_sharding_constraint(
-    tree, NamedSharding(scope.mesh, PartitionSpec())
-  )
 
 
 def collect(

@@ -118,7 +118,9 @@ def split_half(x: np.ndarray, *, repeats: int = 4, seed: int = 0) -> np.ndarray:
   return np.array(found)
 
 
-def standard_error(a: Sequence[Moments], b: Sequence[Moments]) -> float:
+def standard_error(
+  a: Sequence[Moments], b: Sequence[Moments], *, paired: bool = False
+) -> float:
   """Of `frechet(merged(a), merged(b))`, by a jackknife over groups.
 
   Each side is a sequence of g disjoint groups of equal n, at random, not by
@@ -127,19 +129,34 @@ def standard_error(a: Sequence[Moments], b: Sequence[Moments]) -> float:
   and Tibshirani 1993, chapter 11, for groups). A side of one group is fixed
   and adds nothing. Sampling only: bias and retraining are not in it. 10 to 30
   groups; the error itself is then known to 1/sqrt(2 g).
+
+  Args:
+    a, b: groups of either side.
+    paired: group i of b was made of the samples of group i of a, as
+      reconstructions are of images: both are left out at once.
   """
   if max(len(a), len(b)) < 2:
     raise UserError("jackknife: needs 2 groups or more on one side at least")
-  return (_variance(a, merged(b)) + _variance(b, merged(a))) ** 0.5
+  if paired:
+    if len(a) != len(b):
+      raise UserError(f"jackknife: {len(a)} groups are no pairs of {len(b)}")
+    return _variance(map(frechet, _without(a), _without(b))) ** 0.5
+  variance = 0.0
+  for side, other in ((a, merged(b)), (b, merged(a))):
+    if len(side) > 1:
+      variance += _variance(frechet(x, other) for x in _without(side))
+  return variance**0.5
 
 
-def _variance(groups: Sequence[Moments], whole: Moments) -> float:
+def _without(groups: Sequence[Moments]) -> list[Moments]:
+  """Of all samples but those of each group."""
   sizes = {group.n for group in groups}
   if len(sizes) > 1:
     raise UserError(f"jackknife: groups must be equal, got n {sorted(sizes)}")
-  g = len(groups)
-  if g == 1:
-    return 0.0
-  without = [merged(x for j, x in enumerate(groups) if j != i)
-             for i in range(g)]  # fmt: skip
-  return (g - 1) * float(np.var([frechet(w, whole) for w in without]))
+  return [merged(x for j, x in enumerate(groups) if j != i)
+          for i in range(len(groups))]  # fmt: skip
+
+
+def _variance(distances: Iterable[float]) -> float:
+  found = list(distances)
+  return (len(found) - 1) * float(np.var(found))
