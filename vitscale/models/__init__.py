@@ -7,6 +7,7 @@ config's `model.family` is its name, or the path of any module with a dot.
 
 import dataclasses
 import inspect
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -15,6 +16,8 @@ import flax.linen as nn
 from vitscale import plugin
 from vitscale.core.config import Reader
 from vitscale.core.errors import UserError, nearest
+
+SIZE = re.compile(r"(\w+_)?(width|depth|mlp_dim|num_heads)")
 
 
 def check_draw(model: nn.Module, names: Iterable[str], where: str) -> None:
@@ -50,13 +53,15 @@ def make(config: Reader, source: Any) -> tuple[nn.Module, nn.Module]:
   kwargs = config.kwargs("family", "variant")
   if config.get("variant"):
     kwargs = {**family.variant(config["variant"]), **kwargs}
-  kwargs.setdefault("num_classes", source.classes)
-  for name in ("width", "depth", "mlp_dim", "num_heads"):
-    size = kwargs.get(name, 1)
+  known = [f.name for f in dataclasses.fields(family.Model)]
+  of_data = {"num_classes": source.classes, "channels": len(source.mean)}
+  kwargs = {k: v for k, v in of_data.items() if k in known} | kwargs
+  for name, size in kwargs.items():
+    if not SIZE.fullmatch(name):
+      continue
     each = size if isinstance(size, tuple | list) else [size]  # per layer
     if not each or any(type(s) is not int or s < 1 for s in each):
       raise UserError(f"model.{name}={size!r}: should be 1 or more")
-  known = [f.name for f in dataclasses.fields(family.Model)]
   for name in kwargs:
     if name not in known or name in ("parent", "name"):
       raise UserError(

@@ -81,19 +81,19 @@ def fractions(grid: Grid) -> np.ndarray:
 # --------------------------------------------------------------- rotations
 
 
-def rope2d(
+def rope(
   where: np.ndarray | jax.Array,
   head_dim: int,
   *,
   prefix: int = 0,
   temperature: float = 100.0,
 ) -> Rope:
-  """Cosines and sines that `rotate` takes (axial RoPE, 2403.13298).
+  """Cosines and sines that `rotate` takes, axial over any number of axes.
 
   Args:
-    where: (..., n, 2) row and column per patch token.
-    head_dim: width of a head, a multiple of 4; half of the pairs turn with
-      the row, half with the column.
+    where: (..., n, k) coordinates of each token on k axes.
+    head_dim: width of a head, 2 k or more. Each axis turns as many of its
+      pairs; those left over stay, as do all of the prefix.
     prefix: class token and registers in front, left unturned.
     temperature: base of the frequencies (100: a grid is far shorter than
       a text).
@@ -102,17 +102,35 @@ def rope2d(
     (cos, sin), each (..., prefix + n, head_dim / 2) float32.
 
   Raises:
+    UserError: head_dim is odd or below 2 k.
+  """
+  k = where.shape[-1]
+  each = head_dim // 2 // k
+  if head_dim % 2 or not each:
+    raise UserError(
+      f"rope over {k} axes needs an even head_dim of {2 * k} or more, got"
+      f" {head_dim}"
+    )
+  omega = temperature ** (-np.arange(each) / each)
+  angle = where[..., None] * omega  # (..., n, k, each)
+  angle = angle.reshape(*angle.shape[:-2], k * each)
+  still = [(0, 0)] * (angle.ndim - 2)
+  still += [(prefix, 0), (0, head_dim // 2 - k * each)]
+  angle = jnp.pad(jnp.asarray(angle, jnp.float32), still)
+  return jnp.cos(angle), jnp.sin(angle)
+
+
+def rope2d(
+  where: np.ndarray | jax.Array, head_dim: int, *, prefix: int = 0
+) -> Rope:
+  """`rope` of (..., n, 2) rows and columns (axial RoPE, 2403.13298).
+
+  Raises:
     UserError: head_dim is no multiple of 4.
   """
   if head_dim % 4:
     raise UserError(f"rope2d needs head_dim divisible by 4, got {head_dim}")
-  quarter = head_dim // 4
-  omega = temperature ** (-np.arange(quarter) / quarter)
-  angle = where[..., None] * omega  # (..., n, 2, quarter)
-  angle = angle.reshape(*angle.shape[:-2], head_dim // 2)
-  still = [(0, 0)] * (angle.ndim - 2) + [(prefix, 0), (0, 0)]
-  angle = jnp.pad(jnp.asarray(angle, jnp.float32), still)
-  return jnp.cos(angle), jnp.sin(angle)
+  return rope(where, head_dim, prefix=prefix)
 
 
 def rotate(x: jax.Array, rope: Rope) -> jax.Array:

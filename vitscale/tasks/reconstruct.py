@@ -1,0 +1,189 @@
+"""Reconstruction: an auto-encoder's pixels, and what its bottleneck costs.
+
+    config.task = {"name": "reconstruct", "weights": {"l2": 1.0, "kl": 1e-3}}
+
+The loss is a weighted sum of means over the batch (ViTok, 2501.09755, section
+3.1, stage 1):
+
+    l2 l1 charbonnier   of pixels normalised to about -1..1, means over all
+    PENALTY             of the bottleneck, by its name: kl commit codebook ...
+
+One is weighed 0 only by saying so: a penalty without a weight has that of
+WEIGHTS. `kl` is a mean over the floats of a latent, as in ViTok's release;
+`kl_per="image"` sums them, and a weight of 1e-3 / E then says the same. A KL
+term between floats and pixels depends on the unit: what counts is this file's.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from vitscale.core.errors import UserError, nearest
+from vitscale.tasks import Player, classify
+
+Batch = Mapping[str, jax.Array]
+
+PIXELS = {
+  "l2": jnp.square,
+  "l1": jnp.abs,
+  # Smooth at 0 (Charbonnier et al. 1994), 1e-3 of half the range wide.
+  "charbonnier": lambda x: jnp.sqrt(jnp.square(x) + 1e-6) - 1e-3,
+}
+WEIGHTS = {"kl": 1e-3, "codebook": 1.0, "commit": 0.25, "entropy": 0.1}
+PER = ("float", "image")
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+  """Reconstruction of normalised images or videos.
+
+  Attributes:
+    mean, std: of each channel, pixels in 0..1.
+    weights: name -> weight, of PIXELS and of the bottleneck's penalties.
+    kl_per: "float" or "image", what `kl` is a mean or a sum over.
+  """
+
+  mean: tuple[float, ...]
+  std: tuple[float, ...]
+  weights: tuple[tuple[str, float], ...] = (("l2", 1.0),)
+  kl_per: str = "float"
+  players: tuple[Player, ...] = (Player(),)
+  any_draw = True
+
+  def init(self, model: nn.Module, key: jax.Array, batch: Batch) -> Any:
+    """Boxed variables of the model.
+
+    Raises:
+      UserError: the model reconstructs nothing.
+    """
+    image = self.normalise(batch["image"])
+    shape = jax.eval_shape(
+      functools.partial(model.init_with_output, key), image
+    )
+    if "reconstruction" not in shape[0][1]:
+      raise UserError(
+        f"task reconstruct: {type(model).__module__} gives no reconstruction:"
+        " use model.family='vitok'"
+      )
+    return model.init(key, image)
+
+  def normalise(self, image: jax.Array) -> jax.Array:
+    """uint8 (..., c) -> float32, about -1..1 by default."""
+    return classify.normalised(image, self.mean, self.std)
+
+  def loss(
+    self,
+    model: nn.Module,
+    variables: Mapping[str, Any],
+    batch: Batch,
+    rngs: Mapping[str, jax.Array],
+    draw: Mapping[str, Any],
+  ) -> tuple[jax.Array, dict[str, Any]]:
+    """Weighted sum; metrics `loss`, `mse` (pixels in 0..1) and every term.
+
+    Args: as of `classify.Task.loss`.
+    """
+    image = self.normalise(batch["image"])
+    (made, out), state = model.apply(
+      variables,
+      image,
+      train=True,
+      rngs={"dropout": rngs["dropout"], "latent": rngs["mix"]},
+      mutable=[name for name in variables if name != "params"],
+      **draw,
+    )
+    terms = self.terms(image, made, out)
+    weights = WEIGHTS | dict(self.weights)
+    loss = sum(weights[name] * term for name, term in terms.items())
+    metrics = {"loss": loss, "mse": self._mse(image, made).mean(), **terms}
+    return loss, {"metrics": metrics, "state": state, "out": out}
+
+  def terms(
+    self, image: jax.Array, made: jax.Array, out: Mapping[str, Any]
+  ) -> dict[str, jax.Array]:
+    """What is weighed, means over the batch, by name.
+
+    Raises:
+      UserError: a weight of nothing that is there, or a penalty without one.
+    """
+    penalties = {name: x.mean() for name, x in out["penalties"].items()}
+    if "kl" in penalties and self.kl_per == "image":
+      penalties["kl"] *= math.prod(out["latent"].shape[1:])
+    for name, _ in self.weights:
+      if name not in PIXELS and name not in penalties:
+        hint = nearest(name, [*PIXELS, *penalties])
+        raise UserError(f"task.weights.{name}: no such term{hint}")
+    for name in penalties:
+      if name not in WEIGHTS | dict(self.weights):
+        raise UserError(
+          f"task.weights: say what {name!r} weighs, 0 for nothing"
+        )
+    pixels = [name for name, _ in self.weights if name in PIXELS]
+    far = {name: PIXELS[name](made - image).mean() for name in pixels}
+    return far | penalties
+
+  def predict(
+    self, model: nn.Module, variables: Mapping[str, Any], batch: Batch
+  ) -> dict[str, jax.Array]:
+    """Per example, nothing drawn.
+
+    Returns:
+      `original` and `reconstruction`, float32 in 0..1, the second as 8-bit
+      pixels hold it; `mse` (b,) before that; each penalty (b,).
+    """
+    image = self.normalise(batch["image"])
+    made, out = model.apply(variables, image)
+    pixels = jnp.clip(jnp.rint(self._grey(made)), 0, 255) / 255
+    return {
+      "original": batch["image"].astype(jnp.float32) / 255,
+      "reconstruction": pixels,
+      "mse": self._mse(image, made),
+      **out["penalties"],
+    }
+
+  def _grey(self, x: jax.Array) -> jax.Array:
+    """Normalised -> 0..255."""
+    return (x * jnp.asarray(self.std) + jnp.asarray(self.mean)) * 255
+
+  def _mse(self, image: jax.Array, made: jax.Array) -> jax.Array:
+    """Of each example (b,), pixels in 0..1."""
+    far = (made - image) * jnp.asarray(self.std)
+    return jnp.square(far).mean(tuple(range(1, far.ndim)))
+
+
+def make(config: Mapping[str, Any], source: Any) -> Task:
+  """A Task from the config group `task`: weights, kl_per, mean, std.
+
+  Raises:
+    UserError: no pixel term, a weight below 0, or a wrong number of channels.
+  """
+  group = config.get("weights") or {"l2": 1.0}
+  weights = {name: group[name] for name in group}
+  for name, weight in weights.items():
+    if type(weight) not in (int, float) or not 0 <= weight < math.inf:
+      raise UserError(f"task.weights.{name}={weight!r}: should be 0 or more")
+  if not any(weights.get(name) for name in PIXELS):
+    raise UserError(
+      f"task.weights: no weight on pixels; give one of {', '.join(PIXELS)}"
+    )
+  kl_per = config.get("kl_per", "float")
+  if kl_per not in PER:
+    raise UserError(f"task.kl_per {kl_per!r}{nearest(kl_per, PER)}")
+  channels = len(source.mean)
+  half = (0.5,) * channels
+  mean = tuple(config.get("mean") or half)
+  std = tuple(config.get("std") or half)
+  if not len(mean) == len(std) == channels:
+    raise UserError(
+      f"task.mean and task.std need {channels} values, one per channel, got"
+      f" {len(mean)} and {len(std)}"
+    )
+  if min(std) <= 0:
+    raise UserError(f"task.std={std}: should be above 0")
+  return Task(mean, std, tuple(weights.items()), kl_per)
