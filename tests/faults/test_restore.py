@@ -96,7 +96,7 @@ def test_one_process_on_seven_meshes(alone):
   assert all(other == placed[0] for other in placed)
 
 
-@pytest.mark.parametrize("count", [2, 4])
+@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_several_processes(saved, alone, count):
   said = read(saved, count)
   assert len(said) == count and all(len(s["leaves"]) == 2 for s in said)

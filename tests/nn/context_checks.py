@@ -18,8 +18,13 @@ from vitscale.core.mesh import CONTEXTS
 from vitscale.models import vit
 from vitscale.nn import attention, kernels, tiled
 
-MESHES = ({"sequence": 8}, {"fsdp": 2, "tensor": 2, "sequence": 2})
-LENGTHS = (64, 37, 9)  # 37 and 9 leave devices with fewer tokens, or none
+# 37 and 9 tokens leave devices with fewer of them, or none.
+SPLITS = (
+  ({"sequence": 8}, 64),
+  ({"sequence": 8}, 37),
+  ({"sequence": 8}, 9),
+  ({"fsdp": 2, "tensor": 2, "sequence": 2}, 37),
+)
 CONTEXT = "batch", "sequence", "heads", "head_dim"
 
 
@@ -60,8 +65,8 @@ def gradients(q, k, v, weight, backend, **who):
 
 
 def compare(context, backend):
-  for shape, n, kind in itertools.product(
-    MESHES, LENGTHS, ("all", "lengths", "segments")
+  for (shape, n), kind in itertools.product(
+    SPLITS, ("all", "lengths", "segments")
   ):
     x, given = inputs(n), who(kind, n)
     run = functools.partial(gradients, **given)
