@@ -86,8 +86,9 @@ def evals(
         )
     asked = _At(model, draw) if draw else model
     sums = jax.jit(module.make(task, asked, **options))
-    if draw:  # a value that won't do is an error now
-      _check(sums, variables, batches, f"evals.{label}.draw")
+    if draw or getattr(module, "TRACED", False):  # what won't do fails now
+      where = f"evals.{label}.draw" if draw else f"evals.{label}"
+      _check(sums, variables, batches, where)
     one_pass = functools.partial(module.evaluate, sums)
     run = functools.partial(
       _run, one_pass, batches, more, options, mesh, rules, ema
