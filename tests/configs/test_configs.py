@@ -56,6 +56,7 @@ RUNS = (
   "ladder:runlocal,rung=flops2e19,path={photos}",
   "vit_pod:runlocal,path={photos}",
   "lra:runlocal",
+  "vitok:runlocal",
 )
 BUILDS = (
   "vit_fashion:runlocal,patch=2,size=12,width=32,depth=1",
@@ -74,7 +75,8 @@ def test_runlocal(spec, photos, tmp_path):
   config = config_lib.load(spec.format(photos=photos))
   result = train(config, tmp_path / "run")
   assert result["status"] == "finished" and result["step"] <= 4
-  assert np.isfinite(result["metrics"]["eval/val/nll"])
+  scored = "mse" if spec.startswith("vitok") else "nll"
+  assert np.isfinite(result["metrics"][f"eval/val/{scored}"])
 
 
 @pytest.mark.parametrize("spec", BUILDS)
@@ -88,9 +90,10 @@ def test_arguments_are_strict(path):
     config_lib.load(f"{path}:runlocl")
 
 
-def test_folder_needs_a_path():
-  with pytest.raises(UserError, match="vit_folder:path="):
-    config_lib.load("vit_folder")
+@pytest.mark.parametrize("name", ["vit_folder", "vitok"])
+def test_folder_needs_a_path(name):
+  with pytest.raises(UserError, match=f"{name}:path="):
+    config_lib.load(name)
 
 
 # -------------------------------------------------------------------- i1k
