@@ -16,7 +16,7 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from vitscale import cli_cut, cli_fit, cli_frontier, cli_launch
+from vitscale import cli_cut, cli_eval, cli_fit, cli_frontier, cli_launch
 from vitscale.core.errors import UserError, nearest
 from vitscale.launch import machine
 
@@ -165,6 +165,14 @@ def frontier(args: argparse.Namespace) -> tuple[dict[str, Any], int]:
   sizes, and unseen sizes.
   """
   return cli_frontier.run(args)
+
+
+def eval(args: argparse.Namespace) -> tuple[dict[str, Any], int]:
+  """Scores a checkpoint on held-out images, its run's own or others.
+
+  Averaged weights are used where the run has them. Nothing is written.
+  """
+  return cli_eval.run(args)
 
 
 def _whisper(text: str) -> None:
@@ -316,6 +324,8 @@ def parser() -> argparse.ArgumentParser:
   cli_cut.add_arguments(sub)
   sub = verb(frontier, "frontier out/nested --score-on test")
   cli_frontier.add_arguments(sub)
+  sub = verb(eval, "eval out/tok --evals reconstruction --split test")
+  cli_eval.add_arguments(sub)
   sub = verb(models, "models --family vit", accelerator=False)
   sub.add_argument("--family", help="only this family")
   sub = verb(runs, "runs out/patchify-quick")

@@ -2,13 +2,16 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
 import jax
 
 from vitscale.core.errors import UserError
 from vitscale.core.log import read_json, read_rows
+
+if TYPE_CHECKING:
+  from vitscale.bench import Bench
 
 
 def load(
@@ -27,13 +30,24 @@ def load(
   Raises:
     UserError: no run or no complete checkpoint there.
   """
+  bench, variables, _ = restored(path, step=step)
+  return bench.model, variables
+
+
+def restored(
+  path: str | Path, *, step: int | None = None
+) -> tuple["Bench", dict[str, Any], int]:
+  """A run's bench without its evaluations, its variables, and their step.
+
+  As `load`; all on the devices that are here.
+  """
   from vitscale.bench import build
   from vitscale.core.checkpoint import CheckpointStore
 
   workdir, named = root(Path(path))
   run = read_json(workdir / "run.json")
   config = untaught(run["config"])
-  config = {k: v for k, v in config.items() if k != "mesh"}
+  config = {k: v for k, v in config.items() if k not in ("mesh", "evals")}
   try:
     bench = build(config)  # on the devices that are here
   except UserError:  # model or batch don't divide over them
@@ -41,12 +55,15 @@ def load(
   store = CheckpointStore(workdir / "checkpoints")
   kept = "ema" if bench.abstract["ema"] else "params"
   mutable = bench.abstract["mutable"]
+  wanted = {kept: bench.abstract[kept], "step": bench.abstract["step"]}
+  sources = [kept, "step", *(f"mutable/{k}" for k in mutable)]
   part = store.part(
-    {kept: bench.abstract[kept], "mutable": mutable},
-    {kept: kept, **{f"mutable/{k}": f"mutable/{k}" for k in mutable}},
+    {**wanted, "mutable": mutable},
+    {name: name for name in sources},
     named if step is None else step,
   )
-  return bench.model, {"params": part[kept], **part["mutable"]}
+  variables = {"params": part[kept], **part["mutable"]}
+  return bench, variables, int(part["step"])
 
 
 def untaught(config: Mapping[str, Any]) -> dict[str, Any]:

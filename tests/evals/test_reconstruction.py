@@ -150,9 +150,9 @@ def test_too_few_images_have_no_distance(strokes, capfd):
   assert scores(enough)[f"{RFD}_floor_se"] > 0
   scores(few, rfd=False)
   assert capfd.readouterr().err == ""
-  assert (reconstruction.minimum(), reconstruction.minimum(rfd=False)) == (
-    300, 1,
-  )  # fmt: skip
+  reconstruction.require(300), reconstruction.require(1, rfd=False)
+  with pytest.raises(UserError, match="needs 300 images, there are 299"):
+    reconstruction.require(299)
 
 
 def test_small_images_have_no_ssim(strokes, capfd):

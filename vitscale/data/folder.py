@@ -24,7 +24,7 @@ from vitscale.data import pixels, source
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff",
             ".webp")  # fmt: skip
-_ALIASES = {
+ALIASES = {
   "train": ("train", "training"),
   "val": ("val", "valid", "validation"),
   "test": ("test",),
@@ -114,7 +114,7 @@ def _statistics(name: str, given, default: tuple) -> tuple[float, ...]:
 
 def _split(root, split, val, test) -> tuple[list[str], list[_File]]:
   """Class names and the files of a split, sorted."""
-  own = {s: _first_dir(root, names) for s, names in _ALIASES.items()}
+  own = {s: _first_dir(root, names) for s, names in ALIASES.items()}
   if own["train"] is None:
     if any(own.values()):
       there = next(f for f in own.values() if f)

@@ -20,6 +20,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vitscale.core.errors import UserError
+
 BINS = 15  # as in the paper's tables
 PLAIN = True  # asks `task.predict` alone: packed batches and draws will do
 
@@ -41,7 +43,16 @@ def make(task: Any, model: Any) -> Callable[..., dict[str, jax.Array]]:
 def totals(
   scores: Mapping[str, jax.Array], batch: Mapping[str, jax.Array]
 ) -> dict[str, jax.Array]:
-  """Sums over the real rows of a batch of what a task predicts for it."""
+  """Sums over the real rows of a batch of what a task predicts for it.
+
+  Raises:
+    UserError: it predicts no `nll`.
+  """
+  if "nll" not in scores:
+    raise UserError(
+      "evals: 'classify' wants a task that predicts classes, not"
+      f" {', '.join(sorted(scores))}"
+    )
   weight, nll = batch["weight"], scores["nll"]
   found = {
     "examples": weight.sum(),

@@ -46,9 +46,13 @@ SIDE = 2 * images.RADIUS + 1  # pixels that SSIM needs
 PIXELS = ("original", "reconstruction")
 
 
-def minimum(*, rfd: bool = True) -> int:
-  """Images that every score needs."""
-  return MINIMUM if rfd else 1
+def require(n: int, *, rfd: bool = True) -> None:
+  """Raises UserError where n images are too few for every score."""
+  if rfd and n < MINIMUM:
+    raise UserError(
+      f"{RFD} needs {MINIMUM} images, there are {n}: take more, or leave it"
+      " out with 'reconstruction(rfd=False)'"
+    )
 
 
 def make(

@@ -1,0 +1,311 @@
+"""`vitscale eval` on the command line: a checkpoint, scored again."""
+
+import argparse
+import ast
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from vitscale.core import call
+from vitscale.core.errors import UserError, nearest
+
+SPLIT = "test"  # where a run has no evaluation to say another
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument(
+    "checkpoint", metavar="CKPT", help="workdir of a run, or a step"
+  )
+  parser.add_argument(
+    "--evals", metavar="NAME,...",
+    help="modules of vitscale.evals: classify, reconstruction, ..., with"
+    " options in brackets, 'reconstruction(rfd=False)'; this and the next are"
+    " by default as in the run's evaluation of the split, or its first one",
+  )  # fmt: skip
+  parser.add_argument(
+    "--data", nargs="+", default=[], metavar="DIR|key=value",
+    help="images in DIR/CLASS/, or options of a data source, of another one"
+    " with source=NAME",
+  )  # fmt: skip
+  parser.add_argument(
+    "--split", metavar="NAME",
+    help=f"of the data (default {SPLIT} if the run has an evaluation of it);"
+    " of a DIR without splits everything",
+  )  # fmt: skip
+  parser.add_argument(
+    "--transform", metavar="OPS", help="'resize_small(32)|central_crop(32)'"
+  )  # fmt: skip
+  parser.add_argument("--batch-size", type=int, metavar="N")
+
+
+def run(args: argparse.Namespace) -> tuple[dict[str, Any], int]:
+  result = evaluate(
+    args.checkpoint, args.evals, data=args.data, split=args.split,
+    transform=args.transform, batch_size=args.batch_size,
+  )  # fmt: skip
+  if not args.json:
+    print(text(result))
+  return result, 0
+
+
+def text(result: Mapping[str, Any]) -> str:
+  """The result for a terminal."""
+  from vitscale.report.plain import number, table
+
+  rows = [
+    {"metric": name, "value": m["value"], "se": m["se"], "n": m["n"]}
+    for name, m in result["metrics"].items()
+  ]
+  data = result["data"]
+  shape = " x ".join(map(str, data["shape"]))
+  lines = [
+    table(rows, list(rows[0])),
+    f"{result['checkpoint']}, step {result['step']}, on {data['images']} images"
+    f" of {data['source']} ({data['split']}), {shape}",
+  ]
+  if "E" in result:
+    ratio = number(result["pixels_per_float"])
+    lines.append(f"E = {result['E']} floats, {ratio} values of an image each")
+  if "feature_net" in result:
+    lines.append(f"features of {result['feature_net']}: no FID")
+  return "\n".join(lines)
+
+
+# ------------------------------------------------------------------- scoring
+
+
+def evaluate(
+  path: str | Path,
+  evals: str | None = None,
+  *,
+  data: Sequence[str] = (),
+  split: str | None = None,
+  transform: str | None = None,
+  batch_size: int | None = None,
+) -> dict[str, Any]:
+  """Scores of a checkpoint; averaged weights where the run has them.
+
+  Args:
+    path: a workdir, its checkpoints/ or a step folder.
+    evals: modules of `vitscale.evals` with commas between; that and what
+      else is not given is as in the run's evaluation of this split, or in its
+      first one.
+    data: a folder of images, if any, then `key=value` of a data source;
+      without a folder and `source=` they amend the run's own.
+    split, transform, batch_size: of the data.
+
+  Returns:
+    `metrics`, name -> {value, se (or None), n}, the name being `EVAL/NAME`
+    where two evaluations find the same; facts of the evaluations, such as
+    `feature_net`, `E` and `pixels_per_float`; `checkpoint`, `step`, `data`.
+
+  Raises:
+    UserError: no such checkpoint, evaluation or data; images that don't fit
+      the model, or too few.
+  """
+  from vitscale import held_out, plugin, workdir
+  from vitscale.core.config import Reader
+  from vitscale.core.log import read_json
+  from vitscale.data import sources
+
+  folder, _ = workdir.root(Path(path))
+  config = read_json(folder / "run.json")["config"]
+  own = _own(config, split or SPLIT)
+  asked = parse(evals) if evals is not None else _same(own)
+  modules = {name: plugin.module("evals", name) for name in asked}
+  for name, options in asked.items():
+    known = getattr(modules[name], "OPTIONS", ())
+    for key in set(options) - set(known):
+      raise UserError(f"--evals {name}: no option {key!r}{nearest(key, known)}")
+  bench, variables, step = workdir.restored(path)
+  channels = bench.inputs[1]["image"].shape[-1]
+  group, split = _data(config["data"], own, data, split, channels)
+  named = group.pop("source")
+  source = sources.make(named, split=split, **group)
+  for name in asked:
+    _check_source(name, modules[name], source, bench.source)
+  any_size = transform is not None or not data
+  if transform is None:
+    transform = own.get("transform", "")
+  batch = _first(source, transform)
+  if "pack" not in config:
+    _check_fits(bench, variables, batch, any_size)
+  if batch_size is None:
+    batch_size = own.get("batch_size", bench.batch_size)
+  common = {"split": split, "transform": transform, "batch_size": batch_size}
+  groups = {k: {"name": k, **common, **more} for k, more in asked.items()}
+  made = held_out.evals(
+    Reader({**config, "evals": groups}), lambda *_, **__: source, bench.task,
+    bench.model, variables, source, bench.mesh, bench.rules,
+    lambda *_, **__: 1, bench.batch_size, False,
+  )  # fmt: skip
+  for name, options in asked.items():
+    if hasattr(modules[name], "require"):
+      modules[name].require(len(source), **options)
+  state = {"params": variables["params"], "mutable": dict(variables)}
+  del state["mutable"]["params"]
+  scores = {name: one.run(state) for name, one in made.items()}
+  facts = {}
+  for module in modules.values():
+    if hasattr(module, "facts"):
+      facts |= module.facts(bench.task, bench.model, variables, batch)
+  return {
+    "metrics": metrics(scores),
+    **facts,
+    "checkpoint": str(folder),
+    "step": step,
+    "data": {
+      "source": named,
+      "options": group,
+      "split": split,
+      "transform": transform,
+      "images": len(source),
+      "shape": list(batch["image"].shape[1:]),
+      "fingerprint": source.fingerprint,
+    },
+  }
+
+
+def metrics(
+  scores: Mapping[str, Mapping[str, float]],
+) -> dict[str, dict[str, Any]]:
+  """Evaluation -> its scores, as name -> {value, se, n}."""
+  owners: dict[str, list[str]] = {}
+  for label, found in scores.items():
+    for name in found:
+      owners.setdefault(name, []).append(label)
+  out = {}
+  for label, found in scores.items():
+    for name, value in found.items():
+      part, _, leaf = name.rpartition("/")
+      if leaf == "examples" or leaf.endswith("_se"):
+        continue
+      n = found.get(f"{part}/examples", found["examples"])
+      unique = name if len(owners[name]) == 1 else f"{label}/{name}"
+      out[unique] = {"value": value, "se": found.get(f"{name}_se"), "n": n}
+  return out
+
+
+# ------------------------------------------------------------- what is asked
+
+
+def parse(evals: str) -> dict[str, dict[str, Any]]:
+  """`"classify,reconstruction(rfd=False)"` -> name -> options.
+
+  Raises:
+    UserError: no list of names and calls, or one of them twice.
+  """
+  try:
+    parts = ast.parse(f"[{evals}]", mode="eval").body.elts
+  except (SyntaxError, AttributeError, ValueError):
+    parts = []
+  found = {}
+  for part in map(ast.unparse, parts):
+    name, options = part, {}
+    if "(" in part:
+      name, args, options = call.read(part, "--evals")
+      if args:
+        raise UserError(f"--evals {part}: name the options, as rfd=False")
+    if name in found:
+      raise UserError(f"--evals: {name!r} is given twice")
+    found[name] = options
+  if not found:
+    raise UserError(
+      f"--evals {evals!r}: write names with commas between, such as"
+      " reconstruction,classify"
+    )
+  return found
+
+
+def _own(config: Mapping[str, Any], split: str) -> Mapping[str, Any]:
+  """The run's evaluation of a split, or its first one."""
+  groups = list(config.get("evals", {}).values())
+  same = [group for group in groups if group.get("split") == split]
+  return [*same, *groups, {}][0]
+
+
+def _same(own: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+  """As `parse`, of the run's own evaluation."""
+  from vitscale import plugin
+
+  name = own.get("name", "classify")
+  known = getattr(plugin.module("evals", name), "OPTIONS", ())
+  return {name: {key: own[key] for key in known if key in own}}
+
+
+def _data(
+  trained: Mapping[str, Any],
+  own: Mapping[str, Any],
+  data: Sequence[str],
+  split: str | None,
+  channels: int,
+) -> tuple[dict[str, Any], str]:
+  """Options of a source, with its name as `source`; and the split."""
+  from vitscale.core import config as config_lib
+  from vitscale.data.folder import ALIASES
+
+  group, items = dict(trained), list(data)
+  if split in (None, own.get("split")):
+    group |= own.get("data", {})
+  if items and "=" not in items[0]:
+    path = Path(items.pop(0)).expanduser()
+    group = {"source": "folder", "path": str(path), "channels": channels}
+    kinds = [name for names in ALIASES.values() for name in names]
+    if split is None and not any((path / name).is_dir() for name in kinds):
+      split, group = "train", {**group, "val": 0.0, "test": 0.0}
+  elif any(item.startswith("source=") for item in items):
+    group = {}
+  made = config_lib.ConfigDict({"data": group})
+  config_lib.override(made, [f"data.{item}" for item in items])
+  return made.data.to_dict(), split or own.get("split", SPLIT)
+
+
+# ------------------------------------------------------------------ what fits
+
+
+def _check_source(name: str, module: Any, source: Any, trained: Any) -> None:
+  """Raises UserError for other classes than those the run learned."""
+  if getattr(module, "UNLABELLED", False):
+    return
+  ours, theirs = trained.class_names, source.class_names
+  if ours != theirs:
+    strange = [c for c in theirs if c not in ours] or theirs
+    raise UserError(
+      f"--evals {name}: the data have {len(theirs)} classes, with"
+      f" {strange[0]!r}, the run learned {len(ours)}: {', '.join(ours[:5])}"
+    )
+
+
+def _first(source: Any, transform: Any) -> dict[str, Any]:
+  """The first image, as a batch."""
+  from vitscale.data import pipeline, transforms
+
+  stream = pipeline.eval_batches(
+    source, batch_size=1, transform=transforms.parse(transform)
+  )
+  batch = next(iter(stream))
+  stream.close()
+  return batch
+
+
+def _check_fits(
+  bench: Any, variables: Any, batch: Mapping[str, Any], any_size: bool
+) -> None:
+  """Raises UserError for images that the model can't or wasn't made to see."""
+  import flax
+  import jax
+
+  shape = batch["image"].shape[1:]
+  learned = bench.inputs[1]["image"].shape[1:]
+  texts = [" x ".join(map(str, s)) for s in (shape, learned)]
+  said = f"images of the data are {texts[0]}, of the run {texts[1]}"
+  if shape[-1] != learned[-1]:
+    raise UserError(f"{said}: other channels")
+  if shape != learned and not any_size:
+    raise UserError(f"{said}: give --transform 'resize({learned[0]})'")
+  see = lambda v, b: bench.model.apply(v, bench.task.normalise(b["image"]))
+  try:
+    jax.eval_shape(see, variables, batch)
+  except (UserError, flax.errors.FlaxError, TypeError, ValueError) as error:
+    reason = str(error).split("\n")[0]
+    raise UserError(f"{said}: the model can't see them: {reason}") from error
