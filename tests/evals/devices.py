@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from tests.tasks.test_nested import config as nested_config
+from tests.tasks.test_reconstruct import config as tokenizer_config
 from vitscale.bench import build
 
 EVALS = {
@@ -18,12 +19,23 @@ EVALS = {
     "gallery": {"split": "train", "data": {"limit": 40}},
   },
 }  # fmt: skip
+PIXELS = {
+  "pixels": {
+    "name": "reconstruction", "split": "val", "batch_size": 64,
+    "data": {"n": 310},
+  },
+}  # fmt: skip
 
 
 def scores(devices):
-  made = nested_config(granularities=("ffn=1/4", "full"), ema=0.0)
-  made.evals = EVALS
-  bench = build(made, devices=devices)
+  nested = nested_config(granularities=("ffn=1/4", "full"), ema=0.0)
+  tokenizer = tokenizer_config(ema=0.0)
+  nested.evals, tokenizer.evals = EVALS, PIXELS
+  return {**of(nested, devices), **of(tokenizer, devices)}
+
+
+def of(config, devices):
+  bench = build(config, devices=devices)
   state, rng = bench.init(np.uint32(0)), np.random.default_rng(0)
   noisy = lambda x: jax.device_put(
     np.asarray(x) + 0.2 * rng.normal(size=x.shape).astype(x.dtype), x.sharding
@@ -35,4 +47,4 @@ def scores(devices):
 if __name__ == "__main__":
   assert jax.device_count() == 8
   many, one = scores(jax.devices()), scores(jax.devices()[:1])
-  print(json.dumps({label: [many[label], one[label]] for label in EVALS}))
+  print(json.dumps({label: [many[label], one[label]] for label in many}))
