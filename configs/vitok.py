@@ -3,7 +3,8 @@
   vitscale train vitok:path=photos --workdir out/tokenizer
   vitscale train vitok:path=photos,patch=8,bottleneck=kl(4) --workdir out/p8
   vitscale train vitok:runlocal --workdir /tmp/try  # seconds, made-up fields
-  vitscale plan vitok:path=photos,sizes=L-L,fsdp=16 --topology v5e:4x4
+  vitscale plan vitok:path=photos,sizes=L-L,fsdp=16,scan accumulate=8 \
+    --topology v5e:4x4 --classes 1000 --examples 1281167
 
 PATH as for vit_folder; classes are not used. E = (size / patch)^2 x floats of a
 token: 4,096 with the defaults.
@@ -28,10 +29,11 @@ from vitscale.core.errors import UserError
 
 def get_config(arg=None):
   """Arguments: path, sizes (encoder-decoder), patch, bottleneck, size (px),
-  steps, batch, dtype, fsdp (devices that share the parameters)."""
+  steps, batch, dtype, fsdp (devices that share the parameters), scan."""
   arg = config_lib.parse_arg(
     arg, path="", sizes="S-B", patch=16, bottleneck="kl(16)", size=256,
-    steps=100_000, batch=1024, dtype="bfloat16", fsdp=1, runlocal=False,
+    steps=100_000, batch=1024, dtype="bfloat16", fsdp=1, scan=False,
+    runlocal=False,
   )  # fmt: skip
   if not arg.path and not arg.runlocal:
     raise UserError("vitok needs a folder of images: vitok:path=photos")
@@ -49,7 +51,7 @@ def get_config(arg=None):
   config.workers = 0  # processes that decode; as many as there are cores
   config.model = {
     "family": "vitok", "variant": f"{arg.sizes}/{arg.patch}",
-    "bottleneck": arg.bottleneck, "dtype": arg.dtype,
+    "bottleneck": arg.bottleneck, "dtype": arg.dtype, "scan": arg.scan,
   }  # fmt: skip
   config.task = {"name": "reconstruct", "weights": {"l2": 1.0, "kl": 1e-3}}
   config.optim = {
