@@ -33,7 +33,7 @@ assert not heavy, heavy
 
 
 @pytest.mark.parametrize(
-  "verb", ["study", "train", "fit", "models", "runs", "data"]
+  "verb", ["study", "train", "fit", "eval", "models", "runs", "data"]
 )
 def test_every_verb_has_help_with_an_example(verb, capsys):
   with pytest.raises(SystemExit) as stop:

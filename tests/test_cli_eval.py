@@ -148,7 +148,7 @@ def test_a_folder_of_the_same_images(tokenizer, tmp_path, scored):
     same = other["metrics"][name]
     assert found["n"] == same["n"] == 12
     assert same["value"] == pytest.approx(found["value"], rel=1e-4), name
-  assert "rfd_random_conv" not in own["metrics"]
+  assert "rfd_random_conv" not in own["metrics"] and "feature_net" not in own
   assert other["data"]["source"] == "folder"
   assert other["data"]["options"]["path"] == str(folder)
 

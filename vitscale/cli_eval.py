@@ -19,8 +19,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     "--evals", metavar="NAME,...",
     help="modules of vitscale.evals: classify, reconstruction, ..., with"
-    " options in brackets, 'reconstruction(rfd=False)'; this and the next are"
-    " by default as in the run's evaluation of the split, or its first one",
+    " options in brackets: 'reconstruction(rfd=False)'. What is not said is as"
+    " in the run's own evaluation of the split, or in its first one",
   )  # fmt: skip
   parser.add_argument(
     "--data", nargs="+", default=[], metavar="DIR|key=value",
@@ -146,9 +146,9 @@ def evaluate(
   del state["mutable"]["params"]
   scores = {name: one.run(state) for name, one in made.items()}
   facts = {}
-  for module in modules.values():
-    if hasattr(module, "facts"):
-      facts |= module.facts(bench.task, bench.model, variables, batch)
+  for name, options in asked.items():
+    more = getattr(modules[name], "facts", lambda *_, **__: {})
+    facts |= more(bench.task, bench.model, variables, batch, **options)
   return {
     "metrics": metrics(scores),
     **facts,

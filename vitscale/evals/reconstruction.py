@@ -51,7 +51,7 @@ def require(n: int, *, rfd: bool = True) -> None:
   if rfd and n < MINIMUM:
     raise UserError(
       f"{RFD} needs {MINIMUM} images, there are {n}: take more, or leave it"
-      " out with 'reconstruction(rfd=False)'"
+      " out with --evals 'reconstruction(rfd=False)'"
     )
 
 
@@ -169,18 +169,23 @@ def distance(x: np.ndarray, y: np.ndarray) -> dict[str, float]:
 
 
 def facts(
-  task: Any, model: Any, variables: Any, batch: Mapping[str, Any]
+  task: Any,
+  model: Any,
+  variables: Any,
+  batch: Mapping[str, Any],
+  *,
+  rfd: bool = True,
 ) -> dict[str, Any]:
   """What belongs with the scores: the network, and what an image costs.
 
   Returns:
-    `feature_net`, its identity; `E`, floats in the latent of an image, and
-    `pixels_per_float`, values of the image for each of them (ViTok,
-    2501.09755, section 2), where the model's `out` has a latent.
+    With `rfd` `feature_net`, its identity; where the model's `out` has a
+    latent `E`, its floats an image, and `pixels_per_float`, values of the
+    image for each of them (ViTok, 2501.09755, section 2).
   """
   see = lambda v, b: model.apply(v, task.normalise(b["image"]))[1]
   out = jax.eval_shape(see, variables, batch)
-  found: dict[str, Any] = {"feature_net": features.IDENTITY}
+  found: dict[str, Any] = {"feature_net": features.IDENTITY} if rfd else {}
   if "latent" in out:
     found["E"] = math.prod(out["latent"].shape[1:])
     found["pixels_per_float"] = math.prod(batch["image"].shape[1:]) / found["E"]
