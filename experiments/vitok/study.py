@@ -85,10 +85,10 @@ SCALES = {
   "cpu": Scale(1500, (0, 1, 2)),
   # Fields of 64 px, made on the fly; unmeasured.
   "gpu": Scale(
-    2500, (0, 1, 2), patches=(4, 8, 16), floats=(256, 512, 1024, 2048),
+    2000, (0, 1, 2), patches=(4, 8, 16), floats=(256, 512, 1024, 2048),
     middle=1024, shuffled=((8, 16), (512, 2048)), grid_seeds=(0, 1, 2),
     rates=(2.5e-4, 5e-4, 1e-3),
-    data={"source": "fields", "size": 64, "n": 50_000}, size=64,
+    data={"source": "fields", "size": 64, "n": 20_000}, size=64,
     batch_size=256, width=384, heads=6, depths=(6, 12), grid_depths=(3, 12),
     dtype="bfloat16",
   ),

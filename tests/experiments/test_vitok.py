@@ -239,6 +239,8 @@ def bad(arm, x):
 def test_claims_can_be_won_and_lost(study, psnr, pca, answer):
   found = study.analysis.verdicts(results(study, psnr), linear(study, pca))
   assert [v.verdict for v in found] == [answer] * 7
+  warned = ["training may limit" in v.control for v in found]
+  assert warned == [answer != "supported"] * 4 + [False] * 3
 
 
 def test_noise_one_seed_and_nothing_decide_nothing(study):
