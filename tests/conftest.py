@@ -12,6 +12,8 @@ SETTINGS = {
   # One fifth of the compile time; numerics stay float32.
   "XLA_FLAGS": "--xla_backend_optimization_level=0"
   " --xla_llvm_disable_expensive_passes=true",
+  # Each worker has one core; BLAS threads of two would wait for each other.
+  "OPENBLAS_NUM_THREADS": "1",
   "JAX_COMPILATION_CACHE_DIR": CACHE,
   "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
 }

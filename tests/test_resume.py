@@ -162,6 +162,7 @@ def test_disk_full_while_a_checkpoint_is_written(tmp_path):
   assert_same_run(workdir, other)
 
 
+@pytest.mark.slow
 def test_a_disk_that_was_full_for_a_while(tmp_path):
   """Full from step 5 to 10: the save at 8 fails, the one at 10 replaces it."""
   changes = ["total_steps=12", "checkpoint.every_steps=4"]

@@ -287,6 +287,7 @@ def test_a_mesh_of_another_world(place):
   assert not list((place / "world").glob("*.json*"))
 
 
+@pytest.mark.slow
 def test_two_trainers_in_one_workdir(place):
   """The second refuses and changes nothing; the first goes on."""
   workdir, logs = place / "both", place / "both" / "metrics.jsonl"
