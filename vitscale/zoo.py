@@ -97,13 +97,17 @@ class Shown:
 
 
 def presented(module: ModuleType) -> list[Shown]:
-  """What PRESENTED lists: toys on 28 grey pixels, the rest as ImageNet."""
+  """What PRESENTED lists: toys on 28 grey pixels, the rest as ImageNet.
+
+  An option `channels` says another number of them.
+  """
   out = []
   for text, options in module.PRESENTED.items():
     name, _, pixels = text.partition("@")
     toy = name.startswith("mu")
     side = int(pixels) if pixels else 28 if toy else 224
-    image, classes = (side, side, 1 if toy else 3), 10 if toy else 1000
+    channels = options.get("channels", 1 if toy else 3)
+    image, classes = (side, side, channels), 10 if toy else 1000
     out.append(Shown(module, name, image, classes, options))
   return out
 

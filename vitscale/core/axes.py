@@ -28,6 +28,7 @@ ROLES: dict[str, str] = {
   # parameters
   "embed": "residual width",
   "qkv": "the three of query, key, value; never sliced or sharded",
+  "modulation": "shift, scale, gate of conditioned branches; as qkv",
   "heads": "attention heads",
   "head_dim": "width of one head",
   "mlp": "hidden width of the channel mixer",
