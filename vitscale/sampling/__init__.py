@@ -1,0 +1,1 @@
+"""Generation: how data become noise, and how noise becomes data again."""
