@@ -1,0 +1,187 @@
+"""Diffusion: a model learns to take noise away.
+
+    config.task = {"name": "diffuse", "process": "flow", "drop_label": 0.1}
+
+An image is noised at a random time (sampling/process.py), the model is shown
+it, the time and the class, and predicts velocity (`flow`) or noise (`ddpm`).
+The loss is the squared error, a mean over all numbers of an image and all
+images. A share `drop_label` of the images has no class, for guidance
+(Ho & Salimans, 2207.12598). `shift` moves flow's times towards noise;
+"dim" is the shift of 2510.11690, sqrt(numbers of an image / 4096).
+"""
+
+import dataclasses
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from vitscale.core.errors import UserError
+from vitscale.sampling import process as process_lib
+from vitscale.sampling.process import Process
+from vitscale.tasks import Player, classify
+
+Batch = Mapping[str, jax.Array]
+
+HELD_OUT = 8  # times of `predict`
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+  """Denoising of normalised images.
+
+  Attributes:
+    classes: of the data.
+    mean, std: of each channel, pixels in 0..1.
+    process: what noises.
+    drop_label: share of images without a class in training.
+  """
+
+  classes: int
+  mean: tuple[float, ...]
+  std: tuple[float, ...]
+  process: Process
+  drop_label: float = 0.1
+  players: tuple[Player, ...] = (Player(),)
+
+  def init(self, model: nn.Module, key: jax.Array, batch: Batch) -> Any:
+    """Boxed variables of the model.
+
+    Raises:
+      UserError: the model takes no time, learns a variance, or knows fewer
+        classes than the data have.
+    """
+    family = type(model).__module__
+    if "time" not in inspect.signature(model.__call__).parameters:
+      raise UserError(
+        f"task diffuse: {family} takes no time: use model.family='dit'"
+      )
+    if getattr(model, "learn_sigma", False):
+      raise UserError(
+        "task diffuse: nothing here trains a variance: set"
+        " model.learn_sigma=False"
+      )
+    if 0 < model.num_classes < self.classes:
+      raise UserError(
+        f"model.num_classes={model.num_classes}: the data have {self.classes}"
+        " classes; 0 is for a model that is told none"
+      )
+    return model.init(key, self.normalise(batch["image"]))
+
+  def normalise(self, image: jax.Array) -> jax.Array:
+    """uint8 (b, h, w, c) -> float32, about -1..1 by default."""
+    return classify.normalised(image, self.mean, self.std)
+
+  def loss(
+    self,
+    model: nn.Module,
+    variables: Mapping[str, Any],
+    batch: Batch,
+    rngs: Mapping[str, jax.Array],
+    draw: Mapping[str, Any],
+  ) -> tuple[jax.Array, dict[str, Any]]:
+    """Mean squared error at random times; all is drawn from rngs["mix"].
+
+    Args: as of `classify.Task.loss`.
+
+    Raises:
+      UserError: a draw of the time or the class.
+    """
+    for name in {"time", "label"} & set(draw):
+      raise UserError(f"draws.{name}: the task draws it; leave it out")
+    x = self.normalise(batch["image"])
+    for_time, for_noise, for_label = jax.random.split(rngs["mix"], 3)
+    t = process_lib.times(self.process, jax.random.uniform(for_time, (len(x),)))
+    noise = jax.random.normal(for_noise, x.shape)
+    label = None
+    if model.num_classes:
+      drop = jax.random.bernoulli(for_label, self.drop_label, (len(x),))
+      label = jnp.where(drop, model.num_classes, batch["label"])
+    shown, target = process_lib.noised(self.process, x, noise, t)
+    (made, out), state = model.apply(
+      variables,
+      shown,
+      t,
+      label,
+      train=True,
+      rngs={"dropout": rngs["dropout"]},
+      mutable=[name for name in variables if name != "params"],
+      **draw,
+    )
+    loss = jnp.square(made - target).mean()
+    return loss, {"metrics": {"loss": loss}, "state": state, "out": out}
+
+  def predict(
+    self, model: nn.Module, variables: Mapping[str, Any], batch: Batch
+  ) -> dict[str, jax.Array]:
+    """Per example, nothing drawn: noise is decided by an image's content.
+
+    Returns:
+      `losses` (b, HELD_OUT), squared error at times in the middle of as many
+      equal parts of training's; `loss` (b,), their mean. With the true class.
+    """
+    image = batch["image"]
+    x = self.normalise(image)
+    label = batch["label"] if model.num_classes else None
+    u = (jnp.arange(HELD_OUT) + 0.5) / HELD_OUT
+    words = _fingerprint(image)
+
+    def at(i):
+      noise = jax.vmap(
+        lambda word: jax.random.normal(
+          jax.random.fold_in(jax.random.fold_in(jax.random.key(0), word), i),
+          x.shape[1:],
+        )
+      )(words)
+      t = jnp.full(len(x), process_lib.times(self.process, u[i]))
+      shown, target = process_lib.noised(self.process, x, noise, t)
+      made, _ = model.apply(variables, shown, t, label)
+      return jnp.square(made - target).mean(tuple(range(1, x.ndim)))
+
+    losses = jax.lax.map(at, jnp.arange(HELD_OUT)).T
+    return {"loss": losses.mean(1), "losses": losses}
+
+
+def _fingerprint(image: jax.Array) -> jax.Array:
+  """(b,) uint32 of the pixels (b, ...), the same in every batch."""
+  flat = image.reshape(len(image), -1).astype(jnp.uint32)
+  weight = jnp.arange(1, flat.shape[1] + 1, dtype=jnp.uint32)
+  return (flat * weight * jnp.uint32(2654435761)).sum(1)
+
+
+def make(config: Mapping[str, Any], source: Any) -> Task:
+  """A Task from the config group `task`.
+
+  Keys: process, schedule, shift (a number or "dim"), drop_label, mean, std.
+
+  Raises:
+    UserError: an unknown process or schedule, a shift that is none, a share
+      outside [0, 1), or a wrong number of channels.
+  """
+  shift = config.get("shift", 1.0)
+  if shift == "dim":
+    if source.shape is None:
+      raise UserError("task.shift='dim' wants images of one size")
+    shift = process_lib.shift_of(source.shape)
+  try:
+    process = Process(
+      config.get("process", "flow"), config.get("schedule", "linear"), shift
+    )
+  except UserError as error:
+    raise UserError(f"task.{error}") from None
+  drop = config.get("drop_label", 0.1)
+  if type(drop) not in (int, float) or not 0 <= drop < 1:
+    raise UserError(f"task.drop_label={drop!r}: should be in [0, 1)")
+  channels = len(source.mean)
+  half = (0.5,) * channels
+  mean = tuple(config.get("mean") or half)
+  std = tuple(config.get("std") or half)
+  if not len(mean) == len(std) == channels or min(std) <= 0:
+    raise UserError(
+      f"task.mean={mean}, task.std={std}: want {channels} values each, one per"
+      " channel, those of std above 0"
+    )
+  return Task(source.classes, mean, std, process, drop)
