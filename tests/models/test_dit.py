@@ -12,7 +12,7 @@ from vitscale.core import axes
 from vitscale.core.errors import UserError
 from vitscale.models import dit
 
-TOY = {**dit.variant("mu/4"), "channels": 1, "num_classes": 3}
+TOY = {**dit.variant("mu/4"), "depth": 1, "channels": 1, "num_classes": 3}
 
 
 def noise(*shape, seed=0):
@@ -58,7 +58,7 @@ def test_a_new_model_predicts_zero_and_its_blocks_change_nothing():
   y, out = run(variables, x, jnp.asarray([0.1, 0.9]), jnp.asarray([0, 3]))
   assert y.shape == x.shape and y.dtype == jnp.float32
   assert not np.any(y)
-  assert not np.any(out["encoder"]["block_01"]["sa"])
+  assert not np.any(out["encoder"]["block_00"]["sa"])
   ((features, stride),) = out["features"]
   assert features.shape == (2, 2, 3, 32) and stride == (4, 4)
   assert np.any(features)

@@ -25,7 +25,7 @@ def source():
 def config(**changes):
   made = toys.config(**changes)
   made.train.transform = ""
-  made.model = {"family": "dit", "variant": "mu/4"}
+  made.model = {"family": "dit", "variant": "mu/4", "depth": 1}
   made.task = {"name": "diffuse"}
   made.evals = {
     "val": {
@@ -42,9 +42,9 @@ def example(n=6):
 
 
 @functools.cache
-def toy(**options):
+def toy():
   """(model, variables off zero)."""
-  kwargs = {**dit.variant("mu/4"), "num_classes": 4, "channels": 1, **options}
+  kwargs = {**dit.variant("mu/4"), "num_classes": 4, "channels": 1, "depth": 1}
   model = dit.Model(**kwargs)
   variables = axes.unbox(
     jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
