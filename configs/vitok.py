@@ -3,8 +3,8 @@
   vitscale train vitok:path=photos --workdir out/tokenizer
   vitscale train vitok:path=photos,patch=8,bottleneck=kl(4) --workdir out/p8
   vitscale train vitok:runlocal --workdir /tmp/try  # seconds, made-up fields
-  vitscale plan vitok:path=photos,sizes=L-L,fsdp=16,scan accumulate=8 \
-    --topology v5e:4x4 --classes 1000 --examples 1281167
+  vitscale plan vitok:path=photos,sizes=L-L,fsdp=16,scan accumulate=8 ...
+    --topology v5e:4x4 --classes 1000 --examples 1281167   # the same command
 
 PATH as for vit_folder; classes are not used. E = (size / patch)^2 x floats of a
 token: 4,096 with the defaults.

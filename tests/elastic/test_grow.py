@@ -61,6 +61,7 @@ plain = functools.partial(
 SIZES = [(24, 96), (40, 160), (64, 164), (128, 512)]
 
 
+@pytest.mark.slow
 def test_pattention_grows_exactly_stage_after_stage():
   """Three growths, training between them (the claim: 1e-6 in float32)."""
   small, params = None, None

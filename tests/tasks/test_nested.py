@@ -183,6 +183,7 @@ def test_a_step_costs_what_it_draws():
   assert flops(joint, base, 224) / whole < 2.66
 
 
+@pytest.mark.slow
 def test_four_granularities_and_three_patches_compile_twelve_steps():
   made = build(
     config(
