@@ -259,7 +259,9 @@ class Model(nn.Module):
 
     # Transformer.
     who = {"grid": Grid(*grid, 0), "condition": condition}
-    head_dim = head_dim_of(self.width, self.num_heads, self.head_dim)
+    head_dim = attention_lib.head_dim_of(
+      self.width, self.num_heads, self.head_dim
+    )
     if self.position == "rope2d":
       where = position_lib.coordinates(grid)
       who["rope"] = position_lib.rope2d(where, head_dim)
@@ -302,19 +304,6 @@ class Model(nn.Module):
       raise UserError("DiT without classes got labels: set model.num_classes")
 
 
-def head_dim_of(width: int, num_heads: int, head_dim: int | None) -> int:
-  """`head_dim`, or width / num_heads.
-
-  Raises:
-    UserError: the heads do not divide the width.
-  """
-  if head_dim is None and width % num_heads:
-    raise UserError(
-      f"num_heads {num_heads} does not divide width {width}: set head_dim"
-    )
-  return head_dim or width // num_heads
-
-
 def example_inputs(image: jax.Array) -> dict[str, jax.Array]:
   """Times and labels of a call: keyword arguments beside the image."""
   b = len(image)
@@ -336,9 +325,10 @@ def flops_per_image(
   h, w, c = image_shape
   d, patch = model.width, patch_lib.pair(model.patch_size)
   n = math.prod(patch_lib.grid_of((h, w), patch))
-  inner = model.num_heads * head_dim_of(d, model.num_heads, model.head_dim)
+  hd = attention_lib.head_dim_of(d, model.num_heads, model.head_dim)
+  inner = model.num_heads * hd
   each = 4 * n * d * inner + 2 * n * d * model.mlp_dim + 6 * d * d
-  each += attention_lib.macs(n, n, model.num_heads, inner // model.num_heads)
+  each += attention_lib.macs(n, n, model.num_heads, hd)
   pixels = h * w * c * d * (2 if model.learn_sigma else 1)
   # Patches in, time, blocks, last modulation, patches out.
   total = h * w * c * d + (SINES + d) * d + model.depth * each

@@ -197,7 +197,9 @@ class Model(nn.Module):
         f"attention {self.attention!r}: back ends are of softmax, the mixer is"
         f" {self.mixer!r}: use 'auto'"
       )
-    head_dim = head_dim_of(self.width, self.num_heads, self.head_dim)
+    head_dim = attention_lib.head_dim_of(
+      self.width, self.num_heads, self.head_dim
+    )
     canonical = patch_lib.pair(self.patch_size)
     packed = image if isinstance(image, Packed) else None
     if packed is not None:
@@ -326,23 +328,6 @@ class Model(nn.Module):
     return made
 
 
-def head_dim_of(
-  width: int, num_heads: int | tuple[int, ...], head_dim: int | None
-) -> int:
-  """`head_dim`, or width / num_heads.
-
-  Raises:
-    UserError: the heads do not divide the width, or differ between layers.
-  """
-  if head_dim is not None:
-    return head_dim
-  if not isinstance(num_heads, int) or width % num_heads:
-    raise UserError(
-      f"num_heads {num_heads} does not divide width {width}: set head_dim"
-    )
-  return width // num_heads
-
-
 def flops_per_image(
   kwargs: Mapping[str, Any], image_shape: tuple[int, int, int]
 ) -> int:
@@ -362,7 +347,7 @@ def flops_per_image(
   ph, pw = patch_lib.pair(model.patch_size)
   gh, gw = patch_lib.grid_of((h, w), (ph, pw))
   n = gh * gw + (model.pool == "cls") + model.registers
-  hd = head_dim_of(d, model.num_heads, model.head_dim)
+  hd = attention_lib.head_dim_of(d, model.num_heads, model.head_dim)
   heads = per_layer(model.num_heads, model.depth, "num_heads")
   hidden = per_layer(model.mlp_dim, model.depth, "mlp_dim")
   attend = functools.partial(attention_lib.macs, head_dim=hd)

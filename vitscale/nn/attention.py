@@ -339,6 +339,23 @@ class Attention(nn.Module):
     return self.merge(y, flat=x.ndim == 2)
 
 
+def head_dim_of(
+  width: int, num_heads: int | tuple[int, ...], head_dim: int | None
+) -> int:
+  """`head_dim`, or width / num_heads.
+
+  Raises:
+    UserError: the heads do not divide the width, or differ between layers.
+  """
+  if head_dim is not None:
+    return head_dim
+  if not isinstance(num_heads, int) or width % num_heads:
+    raise UserError(
+      f"num_heads {num_heads} does not divide width {width}: set head_dim"
+    )
+  return width // num_heads
+
+
 def macs(nq: int, n: int, num_heads: int, head_dim: int) -> int:
   """Multiply-accumulates of `attend` for one example, both products."""
   return 2 * math.prod((nq, n, num_heads, head_dim))

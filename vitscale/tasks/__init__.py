@@ -26,6 +26,7 @@ parameter subset and optimizer group; the one loop updates them in turn.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -59,3 +60,35 @@ def with_head(
   zeros = jnp.zeros(seen.shape, seen.dtype)
   made = head.init(jax.random.fold_in(key, 1), zeros, *rest)
   return {**boxed, "params": {**boxed["params"], name: made["params"]}}
+
+
+def forward(
+  model: nn.Module,
+  variables: Mapping[str, Any],
+  *inputs: Any,
+  rngs: Mapping[str, jax.Array],
+  draw: Mapping[str, Any],
+) -> tuple[tuple[Any, Any], Any]:
+  """A training call of a model: `(y, out)`, and its new mutable collections.
+
+  Args:
+    model: called with `train=True`.
+    variables: of it.
+    *inputs: what it is called with.
+    rngs: its random streams.
+    draw: static values of this step, keywords of its call.
+  """
+  mutable = [name for name in variables if name != "params"]
+  return model.apply(
+    variables, *inputs, train=True, rngs=rngs, mutable=mutable, **draw
+  )
+
+
+def fingerprint(image: jax.Array) -> jax.Array:
+  """(b,) uint32 of the pixels (b, ...): what is drawn by it is an image's own.
+
+  The same in every batch, however it is put together.
+  """
+  flat = image.reshape(len(image), -1).astype(jnp.uint32)
+  weight = jnp.arange(1, flat.shape[1] + 1, dtype=jnp.uint32)
+  return (flat * weight * jnp.uint32(2654435761)).sum(1)

@@ -18,7 +18,7 @@ import optax
 
 from vitscale.core.errors import UserError, nearest
 from vitscale.nn.packed import Packed
-from vitscale.tasks import Player
+from vitscale.tasks import Player, forward
 
 Batch = Mapping[str, jax.Array]
 
@@ -84,15 +84,8 @@ class Task:
     image, target = self.mix(image, target, rngs["mix"])
     if self.label_smoothing:
       target = optax.smooth_labels(target, self.label_smoothing)
-    mutable = [name for name in variables if name != "params"]
-    (logits, out), state = model.apply(
-      variables,
-      image,
-      train=True,
-      rngs={"dropout": rngs["dropout"]},
-      mutable=mutable,
-      **draw,
-    )
+    own = {"dropout": rngs["dropout"]}
+    (logits, out), state = forward(model, variables, image, rngs=own, draw=draw)
     loss = mean(self.nll(logits, target), weight)
     hit = mean(logits.argmax(-1) == batch["label"], weight)
     return loss, {
@@ -169,6 +162,25 @@ def normalised(
   return (image.astype(jnp.float32) - mean) / std
 
 
+def statistics(
+  config: Mapping[str, Any], mean: tuple[float, ...], std: tuple[float, ...]
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+  """`task.mean` and `task.std`, by default those given, one per channel.
+
+  Raises:
+    UserError: another number of values than channels.
+  """
+  channels = len(mean)
+  mean = tuple(config.get("mean") or mean)
+  std = tuple(config.get("std") or std)
+  if not len(mean) == len(std) == channels:
+    raise UserError(
+      f"task.mean and task.std need {channels} values, one per channel, got"
+      f" {len(mean)} and {len(std)}"
+    )
+  return mean, std
+
+
 def mean(x: jax.Array, weight: jax.Array | None) -> jax.Array:
   """Over all examples, those of weight 0 left out."""
   if weight is None:
@@ -194,10 +206,11 @@ def make(config: Mapping[str, Any], source: Any) -> Task:
   Raises:
     UserError: unknown kind, or smoothing outside [0, 1).
   """
+  mean, std = statistics(config, source.mean, source.std)
   task = Task(
     classes=source.classes,
-    mean=tuple(config.get("mean") or source.mean),
-    std=tuple(config.get("std") or source.std),
+    mean=mean,
+    std=std,
     kind=config.get("kind", "softmax"),
     label_smoothing=config.get("label_smoothing", 0.0),
     mixup=config.get("mixup", 0.0),
@@ -206,12 +219,6 @@ def make(config: Mapping[str, Any], source: Any) -> Task:
   kinds = ("softmax", "sigmoid")
   if task.kind not in kinds:
     raise UserError(f"task.kind {task.kind!r}{nearest(task.kind, kinds)}")
-  channels = len(source.mean)
-  if not len(task.mean) == len(task.std) == channels:
-    raise UserError(
-      f"task.mean and task.std need {channels} values, one per channel, got"
-      f" {len(task.mean)} and {len(task.std)}"
-    )
   for name in ("mixup", "cutmix"):
     if getattr(task, name) < 0:
       raise UserError(f"task.{name}={getattr(task, name)}: should be 0 or more")

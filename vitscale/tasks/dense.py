@@ -20,7 +20,7 @@ import optax
 
 from vitscale.core.errors import UserError, nearest
 from vitscale.heads.dense import HEADS
-from vitscale.tasks import Player, classify, with_head
+from vitscale.tasks import Player, classify, forward, with_head
 
 PARAMS = "dense"  # where the head's lie
 Batch = Mapping[str, jax.Array]
@@ -77,15 +77,8 @@ class Task:
 
     Args: as of `classify.Task.loss`.
     """
-    mutable = [name for name in variables if name != "params"]
-    (_, out), state = model.apply(
-      variables,
-      self.normalise(batch["image"]),
-      train=True,
-      rngs={"dropout": rngs["dropout"]},
-      mutable=mutable,
-      **draw,
-    )
+    image, own = self.normalise(batch["image"]), {"dropout": rngs["dropout"]}
+    (_, out), state = forward(model, variables, image, rngs=own, draw=draw)
     logits = self.logits(variables, out, batch["image"])
     target = self.target(batch["image"])
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, target)

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from vitscale.core.errors import UserError
 from vitscale.sampling import process as process_lib
 from vitscale.sampling.process import Process
-from vitscale.tasks import Player, classify
+from vitscale.tasks import Player, classify, fingerprint, forward
 
 Batch = Mapping[str, jax.Array]
 
@@ -101,15 +101,9 @@ class Task:
       drop = jax.random.bernoulli(for_label, self.drop_label, (len(x),))
       label = jnp.where(drop, model.num_classes, batch["label"])
     shown, target = process_lib.noised(self.process, x, noise, t)
-    (made, out), state = model.apply(
-      variables,
-      shown,
-      t,
-      label,
-      train=True,
-      rngs={"dropout": rngs["dropout"]},
-      mutable=[name for name in variables if name != "params"],
-      **draw,
+    own = {"dropout": rngs["dropout"]}
+    (made, out), state = forward(
+      model, variables, shown, t, label, rngs=own, draw=draw
     )
     loss = jnp.square(made - target).mean()
     return loss, {"metrics": {"loss": loss}, "state": state, "out": out}
@@ -127,7 +121,7 @@ class Task:
     x = self.normalise(image)
     label = batch["label"] if model.num_classes else None
     u = (jnp.arange(HELD_OUT) + 0.5) / HELD_OUT
-    words = _fingerprint(image)
+    words = fingerprint(image)
 
     def at(i):
       noise = jax.vmap(
@@ -143,13 +137,6 @@ class Task:
 
     losses = jax.lax.map(at, jnp.arange(HELD_OUT)).T
     return {"loss": losses.mean(1), "losses": losses}
-
-
-def _fingerprint(image: jax.Array) -> jax.Array:
-  """(b,) uint32 of the pixels (b, ...), the same in every batch."""
-  flat = image.reshape(len(image), -1).astype(jnp.uint32)
-  weight = jnp.arange(1, flat.shape[1] + 1, dtype=jnp.uint32)
-  return (flat * weight * jnp.uint32(2654435761)).sum(1)
 
 
 def make(config: Mapping[str, Any], source: Any) -> Task:

@@ -33,7 +33,7 @@ from vitscale.core.errors import UserError
 from vitscale.nn import patch as patch_lib
 from vitscale.nn import tokens as tokens_lib
 from vitscale.nn.linear import Linear
-from vitscale.tasks import classify, with_head
+from vitscale.tasks import classify, fingerprint, forward, with_head
 
 PARAMS = "masked"  # where they lie among the model's
 
@@ -96,14 +96,8 @@ class Task(classify.Task):
     x = self.normalise(batch["image"])
     luck = jax.random.uniform(rngs["mix"], (len(x), *_grid(model, x, draw)))
     hidden = self._hidden(model, x, luck)
-    (_, out), state = model.apply(
-      variables,
-      hide(model, x, hidden, draw),
-      train=True,
-      rngs={"dropout": rngs["dropout"]},
-      mutable=[name for name in variables if name != "params"],
-      **draw,
-    )
+    shown, own = hide(model, x, hidden, draw), {"dropout": rngs["dropout"]}
+    (_, out), state = forward(model, variables, shown, rngs=own, draw=draw)
     nll, right = self._filled(model, variables, x, out, draw)
     total = jnp.maximum(hidden.sum(), 1)
     loss = (nll * hidden).sum() / total
@@ -125,14 +119,11 @@ class Task(classify.Task):
     """
     x = self.normalise(batch["image"])
     grid = _grid(model, x, {})
-    # The same tokens in every batch, however it is put together.
-    flat = batch["image"].reshape(len(x), -1).astype(jnp.uint32)
-    weight = jnp.arange(1, flat.shape[1] + 1, dtype=jnp.uint32)
-    print_ = (flat * weight * jnp.uint32(2654435761)).sum(1)
+    words = fingerprint(batch["image"])
     draw = lambda word: jax.random.uniform(
       jax.random.fold_in(jax.random.key(0), word), grid
     )
-    hidden = self._hidden(model, x, jax.vmap(draw)(print_))
+    hidden = self._hidden(model, x, jax.vmap(draw)(words))
     _, out = model.apply(variables, hide(model, x, hidden, {}))
     nll, right = self._filled(model, variables, x, out, {})
     total = jnp.maximum(hidden.sum((1, 2)), 1)

@@ -15,7 +15,6 @@ term between floats and pixels depends on the unit: what counts is this file's.
 """
 
 import dataclasses
-import functools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -25,7 +24,7 @@ import jax
 import jax.numpy as jnp
 
 from vitscale.core.errors import UserError, nearest
-from vitscale.tasks import Player, classify
+from vitscale.tasks import Player, classify, forward
 
 Batch = Mapping[str, jax.Array]
 
@@ -63,15 +62,13 @@ class Task:
       UserError: the model reconstructs nothing.
     """
     image = self.normalise(batch["image"])
-    shape = jax.eval_shape(
-      functools.partial(model.init_with_output, key), image
-    )
-    if "reconstruction" not in shape[0][1]:
+    (_, out), boxed = model.init_with_output(key, image)
+    if "reconstruction" not in out:
       raise UserError(
         f"task reconstruct: {type(model).__module__} gives no reconstruction:"
         " use model.family='vitok'"
       )
-    return model.init(key, image)
+    return boxed
 
   def normalise(self, image: jax.Array) -> jax.Array:
     """uint8 (..., c) -> float32, about -1..1 by default."""
@@ -90,14 +87,8 @@ class Task:
     Args: as of `classify.Task.loss`.
     """
     image = self.normalise(batch["image"])
-    (made, out), state = model.apply(
-      variables,
-      image,
-      train=True,
-      rngs={"dropout": rngs["dropout"], "latent": rngs["mix"]},
-      mutable=[name for name in variables if name != "params"],
-      **draw,
-    )
+    own = {"dropout": rngs["dropout"], "latent": rngs["mix"]}
+    (made, out), state = forward(model, variables, image, rngs=own, draw=draw)
     terms = self.terms(image, made, out)
     weights = WEIGHTS | dict(self.weights)
     loss = sum(weights[name] * term for name, term in terms.items())
@@ -175,15 +166,8 @@ def make(config: Mapping[str, Any], source: Any) -> Task:
   kl_per = config.get("kl_per", "float")
   if kl_per not in PER:
     raise UserError(f"task.kl_per {kl_per!r}{nearest(kl_per, PER)}")
-  channels = len(source.mean)
-  half = (0.5,) * channels
-  mean = tuple(config.get("mean") or half)
-  std = tuple(config.get("std") or half)
-  if not len(mean) == len(std) == channels:
-    raise UserError(
-      f"task.mean and task.std need {channels} values, one per channel, got"
-      f" {len(mean)} and {len(std)}"
-    )
+  half = (0.5,) * len(source.mean)
+  mean, std = classify.statistics(config, half, half)
   if min(std) <= 0:
     raise UserError(f"task.std={std}: should be above 0")
   return Task(mean, std, tuple(weights.items()), kl_per)
