@@ -204,3 +204,27 @@ def test_cudnn_pads_odd_lengths(monkeypatch):
   assert odd[2]["key_value_seq_lengths"].tolist() == [7, 7]
   assert odd[2]["query_seq_lengths"].tolist() == [7, 7]
   assert even[:2] == (6, 6) and even[2]["key_value_seq_lengths"] is None
+
+
+@pytest.mark.parametrize("backend", ["reference", "xla"])
+def test_an_order_hides_what_comes_later(backend):
+  groups = jnp.array([0, 1, 1, 2, 2, 2])
+  q, k, v, _ = qkv(6, 6)
+  see = functools.partial(attention.attend, backend=backend)
+  y = see(q, k, v, order=groups)
+  for end in (1, 3, 6):  # a group sees what ends with it, and all of that
+    alone = see(q[:, :end], k[:, :end], v[:, :end], order=groups[:end])
+    np.testing.assert_allclose(y[:, :end], alone, rtol=1e-5, atol=1e-6)
+  last = see(q[:, 3:], k, v)
+  np.testing.assert_allclose(y[:, 3:], last, rtol=1e-5, atol=1e-6)
+  # Against a cache: queries of one group, and keys that don't exist yet.
+  lengths = jnp.full(2, 3)
+  pair = (groups[1:3], groups)
+  both = see(q[:, 1:3], k, v, lengths=lengths, order=pair)
+  np.testing.assert_allclose(both, y[:, 1:3], rtol=1e-5, atol=1e-6)
+
+
+def test_an_order_wants_a_back_end_that_has_masks():
+  q, k, v, _ = qkv(4, 4)
+  with pytest.raises(UserError, match="'chunked' sees every token"):
+    attention.attend(q, k, v, order=jnp.arange(4), backend="chunked")

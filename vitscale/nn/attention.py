@@ -1,4 +1,4 @@
-"""Bidirectional attention: one function, several back ends, one module.
+"""Attention: one function, several back ends, one module.
 
     reference  logits and softmax in float32, written out; the truth in tests
     grouped    a few heads at a time: their logits stay in a CPU's cache
@@ -10,7 +10,8 @@
 
 Which tokens may see each other is said by `lengths` or `segment_ids`: a mask
 of 50,000 x 50,000 would be larger than the model. Short sequences get one made
-of them by the back ends that store the logits anyway.
+of them by the back ends that store the logits anyway. So does `order`, for
+models that read causally, token by token or group by group.
 Where a mesh splits the sequence, nn/context.py brings the tokens together.
 """
 
@@ -47,6 +48,7 @@ def choose(
   head_dim: int,
   dtype: str,
   segments: bool = False,
+  ordered: bool = False,
   platform: str | None = None,
 ) -> str:
   """The back end that `attend` will take, by name, for the run's record.
@@ -57,6 +59,7 @@ def choose(
     head_dim: width of a head.
     dtype: compute type of q, k, v.
     segments: whether segment ids are given.
+    ordered: whether an order is given.
     platform: "cpu" | "gpu" | "tpu"; default that of the mesh in force, or
       else the one JAX runs on.
 
@@ -66,6 +69,14 @@ def choose(
   if backend not in BACKENDS:
     raise UserError(f"attention {backend!r}{nearest(backend, BACKENDS)}")
   platform = platform or sharding.platform()
+  if ordered:
+    if backend not in ("auto", "reference", "xla"):
+      raise UserError(
+        f"attention {backend!r} sees every token, the model reads in an order:"
+        " use 'auto', 'reference' or 'xla'"
+      )
+    plain = "reference" if platform == "cpu" else "xla"
+    return plain if backend == "auto" else backend
   capability = _capability(platform)
   widest = 256 if capability >= 9 else 128
   why_not = {
@@ -116,9 +127,10 @@ def attend(
   *,
   lengths: jax.Array | None = None,
   segment_ids: jax.Array | None = None,
+  order: jax.Array | tuple[jax.Array, jax.Array] | None = None,
   backend: str = "auto",
 ) -> jax.Array:
-  """softmax(q k^T / sqrt(hd)) v, bidirectional.
+  """softmax(q k^T / sqrt(hd)) v, of all keys where nothing says otherwise.
 
   Args:
     q: (b, nq, h, hd).
@@ -127,13 +139,17 @@ def attend(
       queries past it are finite and mean nothing.
     segment_ids: (b, n) int, a token sees tokens of its own id (packing);
       needs nq == n, or a pair, ids of queries (b, nq) and of keys (b, n).
+    order: (n,) int, a query sees keys whose number is not above its own
+      (0, 1, 2, ... is causal, one number a group is causal by groups); or a
+      pair, of queries (nq,) and of keys (n,). The logits are stored.
     backend: see `choose`.
 
   Returns:
     (b, nq, h, hd) in the type of q, named "attention_out" for remat.
 
   Raises:
-    UserError: see `choose`; one segment_ids with nq != n.
+    UserError: see `choose`; one segment_ids with nq != n; an order on a mesh
+      that splits the sequence.
   """
   alike = not isinstance(segment_ids, tuple)
   if segment_ids is not None and alike and q.shape[1] != k.shape[1]:
@@ -148,9 +164,12 @@ def attend(
     head_dim=q.shape[-1],
     dtype=q.dtype,
     segments=segment_ids is not None,
+    ordered=order is not None,
   )
+  if order is not None and sharding.ways("sequence") > 1:
+    raise UserError("models that read in an order: mesh.sequence must be 1")
   ids = _ids(q.shape[1], k.shape[1], lengths, segment_ids)
-  run = functools.partial(_run, name)
+  run = functools.partial(_run, name, order=order)
   if sharding.ways("sequence") > 1:
     # A few queries (a pooling head) are whole: their logits may be split.
     several = q.shape[1] == k.shape[1]
@@ -162,14 +181,14 @@ def attend(
   return checkpoint_name(run(q, k, v, ids, lengths), tiled.OUT)
 
 
-def _run(name: str, q, k, v, ids, lengths) -> jax.Array:
+def _run(name: str, q, k, v, ids, lengths, order=None) -> jax.Array:
   """One back end on what is here; `lengths` are in `ids` too."""
   if name == "reference":
-    return _reference(q, k, v, ids)
+    return _reference(q, k, v, ids, order=order)
   if name == "grouped":
     return tiled.grouped(q, k, v, ids)
   if name == "xla":
-    mask = None if ids is None else tiled.mask(*ids)
+    mask = _mask(ids, order)
     return jax.nn.dot_product_attention(
       q, k, v, mask=mask, implementation="xla"
     )
@@ -199,13 +218,24 @@ def _ids(nq, n, lengths, segment_ids) -> Ids | None:
   return of_q, of_k
 
 
-def _reference(q, k, v, ids, lengths=None):
+def _mask(ids: Ids | None, order) -> jax.Array | None:
+  """Who may see whom: (b or 1, 1, nq, n) bool, or None for all of all."""
+  mask = None if ids is None else tiled.mask(*ids)
+  if order is None:
+    return mask
+  of_q, of_k = order if isinstance(order, tuple) else (order, order)
+  before = (of_k <= of_q[:, None])[None, None]
+  return before if mask is None else mask & before
+
+
+def _reference(q, k, v, ids, lengths=None, order=None):
   logits = jnp.einsum(
     "bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32
   )
   logits *= q.shape[-1] ** -0.5
-  if ids is not None:
-    logits = jnp.where(tiled.mask(*ids), logits, tiled.MASKED)
+  mask = _mask(ids, order)
+  if mask is not None:
+    logits = jnp.where(mask, logits, tiled.MASKED)
   weights = jax.nn.softmax(logits, -1).astype(v.dtype)
   return jnp.einsum("bhqk,bkhd->bqhd", weights, v)
 
@@ -307,7 +337,7 @@ class Attention(nn.Module):
     return tuple(sharding.constrain(t, *names) for t in (q, k, v))
 
   def attend(self, q, k, v, *, grid: Grid | None = None, **who) -> jax.Array:
-    """q, k, v -> (b, n, h, hd); `who`: lengths, segment_ids."""
+    """q, k, v -> (b, n, h, hd); `who`: lengths, segment_ids, order."""
     if self.core is None:
       y = attend(q, k, v, backend=self.backend, **who)
     else:

@@ -163,6 +163,7 @@ class Block(nn.Module):
     grid: Grid | None = None,
     lengths: jax.Array | None = None,
     segment_ids: jax.Array | None = None,
+    order: jax.Array | None = None,
   ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """One block.
 
@@ -172,7 +173,7 @@ class Block(nn.Module):
       batch: b.
       train: dropout and stochastic depth act.
       grid: where the tokens lie; None where images are packed.
-      rope, lengths, segment_ids: see `vitscale.nn.attention`.
+      rope, lengths, segment_ids, order: see `vitscale.nn.attention`.
 
     Returns:
       x of the same shape, and its parts: "sa" and "mlp", what each branch
@@ -191,11 +192,8 @@ class Block(nn.Module):
       rate = rate if known is None else known
       return m.mix(x, y, rate, batch, train)
 
-    def whole(m, x, rate, rope, lengths, segment_ids):
-      qkv = before(m, x, rope)
-      y = m.attention.attend(
-        *qkv, grid=grid, lengths=lengths, segment_ids=segment_ids
-      )
+    def whole(m, x, rate, rope, who):
+      y = m.attention.attend(*before(m, x, rope), grid=grid, **who)
       return after(m, x, y, rate)
 
     if self.remat == "save_attention":
@@ -203,7 +201,10 @@ class Block(nn.Module):
     elif self.remat is not None:
       keep = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
       whole = self._remat(whole, keep if self.remat == "dots" else None)
-    return whole(self, x, rate, rope, lengths, segment_ids)
+    who = {"lengths": lengths, "segment_ids": segment_ids}
+    if order is not None:  # mixers know none
+      who["order"] = order
+    return whole(self, x, rate, rope, who)
 
   def mix(self, x, y, rate, batch, train):
     """From the result of attention (b, n, h, hd) to the end of the block."""
@@ -294,7 +295,7 @@ class Stack(nn.Module):
     Args:
       x: tokens.
       train: dropout and stochastic depth act.
-      **who: rope, grid, lengths, segment_ids.
+      **who: rope, grid, lengths, segment_ids, order.
 
     Returns:
       x, and `out`: looped {"block_00": {"sa": (b, n, d), ...}, ...}, scanned
