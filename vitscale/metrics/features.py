@@ -31,8 +31,22 @@ def features(images: jax.Array) -> jax.Array:
   """What the pyramid sees in each image: (b, DIM) float32.
 
   Of each channel of each level the mean over places and the root of the mean
-  square. The first level has the image's size, the others stride 2; weights
-  are normal with variance 2 / (inputs of a unit), biases 0, units rectified.
+  square.
+
+  Args:
+    images: as of `layers`.
+  """
+  found = []
+  for x in layers(images):
+    found += [x.mean((1, 2)), jnp.sqrt(jnp.square(x).mean((1, 2)))]
+  return jnp.concatenate(found, -1)
+
+
+def layers(images: jax.Array) -> list[jax.Array]:
+  """The levels of the pyramid: (b, rows, columns, width) float32 of each.
+
+  The first has the image's size, the others stride 2; weights are normal with
+  variance 2 / (inputs of a unit), biases 0, units rectified.
 
   Args:
     images: (b, h, w, c) float in 0..1, h and w at least LEAST, c 1 or 3; grey
@@ -61,8 +75,8 @@ def features(images: jax.Array) -> jax.Array:
       dimension_numbers=("NHWC", "HWIO", "NHWC"), precision="highest",
     )  # fmt: skip
     x = jax.nn.relu(x)
-    found += [x.mean((1, 2)), jnp.sqrt(jnp.square(x).mean((1, 2)))]
-  return jnp.concatenate(found, -1)
+    found.append(x)
+  return found
 
 
 @functools.cache

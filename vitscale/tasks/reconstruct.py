@@ -6,17 +6,25 @@ The loss is a weighted sum of means over the batch (ViTok, 2501.09755, section
 3.1, stage 1):
 
     l2 l1 charbonnier   of pixels normalised to about -1..1, means over all
+    ssim                1 - SSIM of pixels in 0..1 (metrics/images.py)
+    perceptual          between features of a network that stays as it is
     PENALTY             of the bottleneck, by its name: kl commit codebook ...
 
 One is weighed 0 only by saying so: a penalty without a weight has that of
 WEIGHTS. `kl` is a mean over the floats of a latent, as in ViTok's release;
 `kl_per="image"` sums them, and a weight of 1e-3 / E then says the same. A KL
 term between floats and pixels depends on the unit: what counts is this file's.
+
+The network of `perceptual` is `task.perceptual`, by default "random_conv": the
+random convolutions of metrics/features.py, which know edges and no objects. It
+is a stand-in for LPIPS (1801.03924) and not LPIPS. Of each layer the features
+at a place are brought to length 1; the squared distance is a sum over
+channels, a mean over places and images, and a sum over layers.
 """
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -24,9 +32,12 @@ import jax
 import jax.numpy as jnp
 
 from vitscale.core.errors import UserError, nearest
+from vitscale.metrics import features, images
 from vitscale.tasks import Player, classify, forward
 
 Batch = Mapping[str, jax.Array]
+# (b, h, w, c) in 0..1 -> (b, rows, columns, channels) of each layer.
+Network = Callable[[jax.Array], Sequence[jax.Array]]
 
 PIXELS = {
   "l2": jnp.square,
@@ -36,6 +47,8 @@ PIXELS = {
 }
 WEIGHTS = {"kl": 1e-3, "codebook": 1.0, "commit": 0.25, "entropy": 0.1}
 PER = ("float", "image")
+PERCEPTUAL, SSIM = "perceptual", "ssim"
+NETWORKS: dict[str, Network] = {features.NAME: features.layers}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,12 +59,14 @@ class Task:
     mean, std: of each channel, pixels in 0..1.
     weights: name -> weight, of PIXELS and of the bottleneck's penalties.
     kl_per: "float" or "image", what `kl` is a mean or a sum over.
+    network: of the term `perceptual`.
   """
 
   mean: tuple[float, ...]
   std: tuple[float, ...]
   weights: tuple[tuple[str, float], ...] = (("l2", 1.0),)
   kl_per: str = "float"
+  network: Network = features.layers
   players: tuple[Player, ...] = (Player(),)
   any_draw = True
 
@@ -106,17 +121,28 @@ class Task:
     penalties = {name: x.mean() for name, x in out["penalties"].items()}
     if "kl" in penalties and self.kl_per == "image":
       penalties["kl"] *= math.prod(out["latent"].shape[1:])
+    known = [*PIXELS, SSIM, PERCEPTUAL, *penalties]
     for name, _ in self.weights:
-      if name not in PIXELS and name not in penalties:
-        hint = nearest(name, [*PIXELS, *penalties])
+      if name not in known:
+        hint = nearest(name, known)
         raise UserError(f"task.weights.{name}: no such term{hint}")
     for name in penalties:
       if name not in WEIGHTS | dict(self.weights):
         raise UserError(
           f"task.weights: say what {name!r} weighs, 0 for nothing"
         )
-    pixels = [name for name, _ in self.weights if name in PIXELS]
-    far = {name: PIXELS[name](made - image).mean() for name in pixels}
+    asked = dict(self.weights)
+    far = {
+      name: PIXELS[name](made - image).mean()
+      for name in asked
+      if name in PIXELS
+    }
+    if SSIM in asked or PERCEPTUAL in asked:
+      pair = self._frames(image), self._frames(made)
+      if SSIM in asked:
+        far[SSIM] = 1 - images.ssim(*pair).mean()
+      if PERCEPTUAL in asked:
+        far[PERCEPTUAL] = perceptual(self.network, *pair)
     return far | penalties
 
   def predict(
@@ -138,6 +164,10 @@ class Task:
       **out["penalties"],
     }
 
+  def _frames(self, x: jax.Array) -> jax.Array:
+    """Normalised images or videos -> images (n, h, w, c) of 0..1."""
+    return (self._grey(x) / 255).reshape(-1, *x.shape[-3:])
+
   def _grey(self, x: jax.Array) -> jax.Array:
     """Normalised -> 0..255."""
     return (x * jnp.asarray(self.std) + jnp.asarray(self.mean)) * 255
@@ -148,11 +178,28 @@ class Task:
     return jnp.square(far).mean(tuple(range(1, far.ndim)))
 
 
+def perceptual(network: Network, x: jax.Array, y: jax.Array) -> jax.Array:
+  """Mean distance of two (b, h, w, c) in 0..1, between what a network sees."""
+  total = jnp.zeros(())
+  for u, v in zip(network(x), network(y), strict=True):
+    far = jnp.square(_directions(u) - _directions(v)).sum(-1)
+    total += far.mean()
+  return total
+
+
+def _directions(x: jax.Array) -> jax.Array:
+  """Of length 1 over the last axis; 0 stays 0, and has a gradient."""
+  return x * jax.lax.rsqrt(jnp.square(x).sum(-1, keepdims=True) + 1e-10)
+
+
 def make(config: Mapping[str, Any], source: Any) -> Task:
-  """A Task from the config group `task`: weights, kl_per, mean, std.
+  """A Task from the config group `task`.
+
+  It has weights, kl_per, perceptual, mean, std.
 
   Raises:
-    UserError: no pixel term, a weight below 0, or a wrong number of channels.
+    UserError: no pixel term, a weight below 0, a wrong number of channels, or
+      a network that isn't known or weighed.
   """
   group = config.get("weights") or {"l2": 1.0}
   weights = {name: group[name] for name in group}
@@ -166,8 +213,13 @@ def make(config: Mapping[str, Any], source: Any) -> Task:
   kl_per = config.get("kl_per", "float")
   if kl_per not in PER:
     raise UserError(f"task.kl_per {kl_per!r}{nearest(kl_per, PER)}")
+  if PERCEPTUAL in config and PERCEPTUAL not in weights:
+    raise UserError("task.perceptual: say what it weighs, in task.weights")
+  name = config.get(PERCEPTUAL, features.NAME)
+  if name not in NETWORKS:
+    raise UserError(f"task.perceptual {name!r}{nearest(name, NETWORKS)}")
   half = (0.5,) * len(source.mean)
   mean, std = classify.statistics(config, half, half)
   if min(std) <= 0:
     raise UserError(f"task.std={std}: should be above 0")
-  return Task(mean, std, tuple(weights.items()), kl_per)
+  return Task(mean, std, tuple(weights.items()), kl_per, NETWORKS[name])
