@@ -17,10 +17,14 @@ ALL = {  # name -> text, c, penalties, bound of |z|
   "kl": ("kl(6)", 6, {"kl"}, None),
   "layernorm": ("layernorm(6)", 6, set(), 6**0.5),
   "vq": ("vq(12, 5)", 5, {"codebook", "commit"}, None),
+  "residual_vq": (
+    "residual_vq(12, 5, (2, 4))", 5, {"codebook", "commit"}, None,
+  ),
   "fsq": ("fsq((4, 3, 2))", 3, set(), 1.0),
   "lfq": ("lfq(4)", 4, {"commit", "entropy"}, 1.0),
-}
-X = util.drawn(3, 7, 16)
+}  # fmt: skip
+MORE = {"residual_vq": 4}  # indices besides one a token
+X = util.drawn(3, 16, 16)
 
 
 def test_every_bottleneck_is_here():
@@ -53,14 +57,15 @@ def test_contract(name):
   text, c, penalties, bound = ALL[name]
   assert bottlenecks.parse(text)().code == c
   z, out = ran(name)["plain"]
-  assert z.shape == (3, 7, c) and z.dtype == jnp.float32
+  assert z.shape == (3, 16, c) and z.dtype == jnp.float32
   assert bound is None or jnp.abs(z).max() <= bound + 1e-5
   assert set(out["penalties"]) == penalties
   for penalty in out["penalties"].values():
     assert penalty.shape == (3,) and penalty.dtype == jnp.float32
     assert np.isfinite(penalty).all()
   if "indices" in out:
-    assert out["indices"].shape == (3, 7) and out["indices"].dtype == jnp.int32
+    assert out["indices"].shape == (3, 16 + MORE.get(name, 0))
+    assert out["indices"].dtype == jnp.int32
     util.close(ran(name)["codes"], z, 1e-6)
 
 
@@ -74,14 +79,15 @@ def test_every_parameter_names_its_axes(name):
   jax.tree.map(lambda a, x: len(a.names) == x.ndim or 1 / 0, named, shapes)
   kernels = {str(a) for a in jax.tree.leaves(named) if a.inputs}
   one = "embed -> code@moments code" if name == "kl" else "embed -> code"
-  assert kernels == {one}
+  phi = {"kernel_h kernel_w code@in -> code"} if name in MORE else set()
+  assert kernels == {one} | phi
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_gradients_reach_every_parameter(name):
   """Of pixels and penalties, with tokens that differ."""
   made, variables = util.initial(ALL[name][0])
-  weights = util.drawn(3, 7, made.code, seed=5)
+  weights = util.drawn(3, 16, made.code, seed=5)
 
   @jax.jit
   @jax.grad

@@ -17,11 +17,11 @@ def drawn(*shape, seed=0, scale=1.0):
 
 
 @functools.cache
-def initial(text, d=16):
-  """(module, unboxed variables) for tokens of width d."""
+def initial(text, d=16, n=16):
+  """(module, unboxed variables) for n tokens of width d."""
   made = bottlenecks.parse(text)()
   init = jax.jit(lambda key, x: made.init(key, x, train=False))
-  return made, axes.unbox(init(jax.random.key(1), jnp.zeros((1, 2, d))))
+  return made, axes.unbox(init(jax.random.key(1), jnp.zeros((1, n, d))))
 
 
 def identity(text, **params):

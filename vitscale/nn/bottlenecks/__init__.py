@@ -6,6 +6,7 @@
     kl(16)             a Gaussian per float, paid for in nats
     layernorm(16)      floats of mean 0 and variance 1 in each token
     vq(512, 8)         the nearest of 512 learned vectors of 8 floats
+    residual_vq(512, 8, (1, 2, 4))   a pyramid of them, coarse to fine
     fsq((8, 5, 5, 5))  each float one of so many levels
     lfq(10)            each float a sign
 
