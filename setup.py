@@ -23,6 +23,8 @@ test = ["pytest>=8", "pytest-xdist>=3.5", "ruff>=0.6"]
 tpu = ["jax[tpu]>=0.10.2,<0.12"]
 linux = "; sys_platform == 'linux' and platform_machine == 'x86_64'"
 slurm = ["submitit>=1.5"]
+video = ["av>=14"]
+more = ["tensorboard>=2.16", tpu[0] + linux]
 notebooks = ["jupytext>=1.16", "nbconvert>=7", "ipykernel>=6"]
 
 setup(
@@ -64,10 +66,11 @@ setup(
     "tensorboard": ["tensorboard>=2.16"],
     "wandb": ["wandb>=0.17"],
     "slurm": slurm,
+    "video": video,
     "parquet": ["pyarrow>=15"],
     "peers": ["torch>=2.4", "timm>=1.0.15"],
     "notebooks": notebooks,
-    "dev": test + notebooks + slurm + ["tensorboard>=2.16", tpu[0] + linux],
+    "dev": test + notebooks + slurm + video + more,
   },
   entry_points={"console_scripts": ["vitscale=vitscale.cli:main"]},
 )

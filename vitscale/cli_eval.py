@@ -58,14 +58,15 @@ def text(result: Mapping[str, Any]) -> str:
   ]
   data = result["data"]
   shape = " x ".join(map(str, data["shape"]))
+  what = "videos" if len(data["shape"]) == 4 else "images"
   lines = [
     table(rows, list(rows[0])),
-    f"{result['checkpoint']}, step {result['step']}, on {data['images']} images"
+    f"{result['checkpoint']}, step {result['step']}, on {data['images']} {what}"
     f" of {data['source']} ({data['split']}), {shape}",
   ]
   if "E" in result:
     ratio = number(result["pixels_per_float"])
-    lines.append(f"E = {result['E']} floats, {ratio} values of an image each")
+    lines.append(f"E = {result['E']} floats, {ratio} values of an example each")
   if "feature_net" in result:
     lines.append(f"features of {result['feature_net']}: no FID")
   return "\n".join(lines)
@@ -118,8 +119,8 @@ def evaluate(
     for key in set(options) - set(known):
       raise UserError(f"--evals {name}: no option {key!r}{nearest(key, known)}")
   bench, variables, step = workdir.restored(path)
-  channels = bench.inputs[1]["image"].shape[-1]
-  group, split = _data(config["data"], own, data, split, channels)
+  learned = bench.inputs[1]["image"].shape[1:]
+  group, split = _data(config["data"], own, data, split, learned)
   named = group.pop("source")
   source = sources.make(named, split=split, **group)
   for name in asked:
@@ -238,7 +239,7 @@ def _data(
   own: Mapping[str, Any],
   data: Sequence[str],
   split: str | None,
-  channels: int,
+  learned: tuple[int, ...],
 ) -> tuple[dict[str, Any], str]:
   """Options of a source, with its name as `source`; and the split."""
   from vitscale.core import config as config_lib
@@ -249,7 +250,9 @@ def _data(
     group |= own.get("data", {})
   if items and "=" not in items[0]:
     path = Path(items.pop(0)).expanduser()
-    group = {"source": "folder", "path": str(path), "channels": channels}
+    group = {"source": "folder", "path": str(path), "channels": learned[-1]}
+    if len(learned) == 4:
+      group |= {"source": "video", "frames": learned[0]}
     kinds = [name for names in ALIASES.values() for name in names]
     if split is None and not any((path / name).is_dir() for name in kinds):
       split, group = "train", {**group, "val": 0.0, "test": 0.0}
@@ -302,7 +305,7 @@ def _check_fits(
   if shape[-1] != learned[-1]:
     raise UserError(f"{said}: other channels")
   if shape != learned and not any_size:
-    raise UserError(f"{said}: give --transform 'resize({learned[0]})'")
+    raise UserError(f"{said}: give --transform 'resize({learned[-3]})'")
   see = lambda v, b: bench.model.apply(v, bench.task.normalise(b["image"]))
   try:
     jax.eval_shape(see, variables, batch)

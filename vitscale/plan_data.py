@@ -53,8 +53,11 @@ def source(
     )
   if found is None:
     channels = asked.get("channels", 3)
+    shape = (PIXELS, PIXELS, channels)
+    if "frames" in asked:  # videos
+      shape = (max(asked["frames"], asked.get("window", 0)), *shape)
     found = source_lib.Source(
-      images=functools.partial(_blank, channels),
+      images=functools.partial(_blank, shape),
       label=np.zeros(given["examples"], np.int32),
       class_names=tuple(str(i) for i in range(given["classes"])),
       shape=None,
@@ -71,6 +74,6 @@ def source(
   return found, data
 
 
-def _blank(channels: int, indices: np.ndarray) -> list[np.ndarray]:
-  image = np.zeros((PIXELS, PIXELS, channels), np.uint8)
+def _blank(shape: tuple[int, ...], indices: np.ndarray) -> list[np.ndarray]:
+  image = np.zeros(shape, np.uint8)
   return [image] * len(indices)

@@ -57,6 +57,7 @@ RUNS = (
   "vit_pod:runlocal,path={photos}",
   "lra:runlocal",
   "vitok:runlocal",
+  "vitok_video:runlocal",
 )
 BUILDS = (
   "vit_fashion:runlocal,patch=2,size=12,width=32,depth=1",

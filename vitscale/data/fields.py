@@ -4,7 +4,8 @@ A field is white noise filtered to the power `max(|k|, 1)^-power`, k in cycles
 a side and the constant term as if |k| = 1. It is stationary, so its principal
 components are the Fourier modes and its spectrum tells what any linear code
 must lose (`vitscale.metrics.oracle`). Each field is a pure function of (seed,
-split, number). `fields` gives 8-bit images, `values` the fields themselves.
+split, number). `fields` gives 8-bit images, `values` the fields themselves,
+`moving_fields` videos of them.
 """
 
 import numpy as np
@@ -58,6 +59,71 @@ def fields(
     image, np.zeros(n, np.int32), ("field",),
     (mean,) * channels, (std,) * channels, source.digest("fields", image),
   )  # fmt: skip
+
+
+def moving_fields(
+  split: str = "train",
+  size: int = 32,
+  n: int = 1_000,
+  *,
+  frames: int = 16,
+  speed: float = 2.0,
+  power: float = 3.0,
+  channels: int = 1,
+  grey: float = 32.0,
+  seed: int = 0,
+) -> source.Source:
+  """Videos of fields that move past, each at one velocity of its own.
+
+  The first frame is that of `fields`; the edge that leaves comes in again
+  opposite. A video holds a field and two more numbers, whatever its length.
+
+  Args:
+    split, size, n, power, channels, grey, seed: see `fields`.
+    frames: of a video.
+    speed: pixels a frame, along both axes uniform from -speed to speed.
+
+  Returns:
+    a source whose `image` is uint8 (b, frames, size, size, channels).
+  """
+  if frames < 1 or n < 1 or not grey > 0:
+    raise UserError(
+      f"moving_fields: frames and n must be at least 1 and grey above 0, got"
+      f" {frames}, {n}, {grey}"
+    )
+  kwargs = {"power": power, "channels": channels, "seed": seed}
+  block = max(BLOCK // frames, 1)
+  parts = []
+  for i in range(0, n, block):
+    ids = np.arange(i, min(i + block, n))
+    still = values(ids, split, size, **kwargs)
+    turn = Rng(seed, 0, ids).scope(f"moving_fields/{split}").uniform("turn", 2)
+    parts.append(to_uint8(moved(still, speed * (2 * turn - 1), frames), grey))
+  image = np.concatenate(parts)
+  mean, std = statistics(grey)
+  return source.in_memory(
+    image, np.zeros(n, np.int32), ("field",), (mean,) * channels,
+    (std,) * channels, source.digest("moving_fields", image),
+  )  # fmt: skip
+
+
+def moved(field: np.ndarray, velocity: np.ndarray, frames: int) -> np.ndarray:
+  """Fields (b, h, w, c) on their way: (b, frames, h, w, c).
+
+  Args:
+    field: the first frame.
+    velocity: (b, 2) rows and columns a frame, fractions too: between pixels
+      the field is what its Fourier series says.
+    frames: 1 or more.
+  """
+  h, w = field.shape[1:3]
+  turns = velocity[:, 0, None, None] * np.fft.fftfreq(h)[:, None] + velocity[
+    :, 1, None, None
+  ] * np.fft.fftfreq(w)  # (b, h, w), of a frame
+  wave = np.fft.fft2(field, axes=(1, 2))
+  step = np.exp(-2j * np.pi * turns)[..., None]
+  at = lambda t: np.fft.ifft2(wave * step**t, axes=(1, 2)).real
+  return np.stack([at(t) for t in range(frames)], 1)
 
 
 def values(

@@ -12,9 +12,10 @@ import functools
 import hashlib
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
@@ -30,10 +31,28 @@ ALIASES = {
   "test": ("test",),
 }
 _RIGHT = "expected PATH/train/CLASS/*.png and PATH/val/..., or PATH/CLASS/*.png"
+REMEDY = (
+  "remove it, or set data.check=True to leave out all such files, and start a"
+  " new workdir: the data are others then"
+)
 # ImageNet's, which published recipes use for every set of photographs.
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
-_File = tuple[str, int, int]  # path below the root, bytes, class
+File = tuple[str, int, int]  # path below the root, bytes, class
+
+
+class Kind(NamedTuple):
+  """What a folder is searched for.
+
+  Attributes:
+    what: "image", for errors.
+    right: what the folder should look like, for errors.
+    scan: (root, folder below it) -> class names and files, both sorted.
+  """
+
+  what: str
+  right: str
+  scan: Callable[[Path, str], tuple[list[str], list[File]]]
 
 
 def folder(
@@ -67,27 +86,12 @@ def folder(
     UserError: no such folder, no class folders, no images, unknown split;
       later, from `read`, a file that can't be decoded.
   """
-  root = Path(path).expanduser()
-  source.check_split(split)
-  if channels not in (1, 3):
-    raise UserError(f"folder: channels must be 1 or 3, got {channels}")
-  if min(val, test) < 0 or val + test >= 1:
-    raise UserError(
-      f"folder: val and test are shares that leave something to train on, "
-      f"got {val} and {test}"
-    )
-  try:
-    if not root.is_dir():
-      what = "is not a folder" if root.exists() else "does not exist"
-      raise UserError(f"image folder {root} {what}; {_RIGHT}")
-    names, files = _split(root, split, val, test)
-  except OSError as e:  # no permission, links in a circle
-    raise UserError(f"cannot list {e.filename or root}: {e.strerror}") from e
+  images = Kind("image", _RIGHT, _scan)
+  root, names, files = find(path, split, val, test, images)
+  mean, std = statistics(channels, mean, std)
   if check:
-    files = _readable(root, files, names if split == "train" else ())
-  default = (_MEAN, _STD) if channels == 3 else ((0.449,), (0.226,))
-  mean = _statistics("mean", mean, default[0])
-  std = _statistics("std", std, default[1])
+    classes = names if split == "train" else ()
+    files = readable(root, files, classes, decode)
   paths = tuple(file for file, _, _ in files)
   label = np.array([c for _, _, c in files], np.int32)
   return source.Source(
@@ -102,27 +106,68 @@ def folder(
   )
 
 
-def _statistics(name: str, given, default: tuple) -> tuple[float, ...]:
-  value = default if given is None else tuple(float(x) for x in given)
-  if len(value) != len(default):
-    raise UserError(f"folder: {name} needs {len(default)} values, got {given}")
-  return value
+def statistics(
+  channels: int, mean: Sequence[float] | None, std: Sequence[float] | None
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+  """Mean and deviation of each channel, as given or ImageNet's.
+
+  Raises:
+    UserError: neither grey nor RGB, or another number of values.
+  """
+  if channels not in (1, 3):
+    raise UserError(f"folder: channels must be 1 or 3, got {channels}")
+  default = (_MEAN, _STD) if channels == 3 else ((0.449,), (0.226,))
+  found = []
+  for name, given, usual in zip(("mean", "std"), (mean, std), default):
+    value = usual if given is None else tuple(float(x) for x in given)
+    if len(value) != channels:
+      raise UserError(f"folder: {name} needs {channels} values, got {given}")
+    found.append(value)
+  return found[0], found[1]
 
 
 # Finding ---------------------------------------------------------------------
 
 
-def _split(root, split, val, test) -> tuple[list[str], list[_File]]:
-  """Class names and the files of a split, sorted."""
+def find(
+  path: str, split: str, val: float, test: float, kind: Kind
+) -> tuple[Path, list[str], list[File]]:
+  """The folder, its class names and the files of a split, sorted.
+
+  Args:
+    path, split, val, test: see `folder`.
+    kind: of files that are looked for.
+
+  Raises:
+    UserError: see `folder`.
+  """
+  root = Path(path).expanduser()
+  source.check_split(split)
+  if min(val, test) < 0 or val + test >= 1:
+    raise UserError(
+      f"folder: val and test are shares that leave something to train on, "
+      f"got {val} and {test}"
+    )
+  try:
+    if not root.is_dir():
+      what = "is not a folder" if root.exists() else "does not exist"
+      raise UserError(f"{kind.what} folder {root} {what}; {kind.right}")
+    return root, *_split(root, split, val, test, kind)
+  except OSError as e:  # no permission, links in a circle
+    raise UserError(f"cannot list {e.filename or root}: {e.strerror}") from e
+
+
+def _split(root, split, val, test, kind) -> tuple[list[str], list[File]]:
+  """Class names and the files of a split."""
   own = {s: _first_dir(root, names) for s, names in ALIASES.items()}
   if own["train"] is None:
     if any(own.values()):
       there = next(f for f in own.values() if f)
-      raise UserError(f"{root} has {there}/ but no train/; {_RIGHT}")
-    return _carve(root, "", split, {"val": val, "test": test})
-  names, _ = _scan(root, own["train"])
+      raise UserError(f"{root} has {there}/ but no train/; {kind.right}")
+    return _carve(kind, root, "", split, {"val": val, "test": test})
+  names, _ = kind.scan(root, own["train"])
   if split != "train" and own[split]:
-    found, files = _scan(root, own[split])
+    found, files = kind.scan(root, own[split])
     if unknown := sorted(set(found) - set(names)):
       raise UserError(
         f"{root / own[split]} has class folders that {own['train']}/ lacks: "
@@ -131,16 +176,16 @@ def _split(root, split, val, test) -> tuple[list[str], list[_File]]:
     index = [names.index(name) for name in found]
     return names, [(file, size, index[c]) for file, size, c in files]
   shares = {s: 0.0 if own[s] else x for s, x in (("val", val), ("test", test))}
-  return _carve(root, own["train"], split, shares)
+  return _carve(kind, root, own["train"], split, shares)
 
 
 def _first_dir(root: Path, names: Sequence[str]) -> str | None:
   return next((name for name in names if (root / name).is_dir()), None)
 
 
-def _carve(root, top, split, shares) -> tuple[list[str], list[_File]]:
+def _carve(kind, root, top, split, shares) -> tuple[list[str], list[File]]:
   """Files of `split` when val and test are taken out of one folder."""
-  names, files = _scan(root, top)
+  names, files = kind.scan(root, top)
   if split != "train" and not shares[split]:
     raise UserError(
       f"{root} has no {split}/ folder; add one, or hold a share out by "
@@ -160,15 +205,15 @@ def _carve(root, top, split, shares) -> tuple[list[str], list[_File]]:
     parts["train"] = mine[start:]
     chosen += sorted(parts[split])
   if not chosen:
-    raise UserError(f"{root}: too few images to hold any out for {split}")
+    raise UserError(f"{root}: too few {kind.what}s to hold any out for {split}")
   return names, chosen
 
 
-def _scan(root: Path, top: str) -> tuple[list[str], list[_File]]:
+def _scan(root: Path, top: str) -> tuple[list[str], list[File]]:
   """Class folders of root/top and their image files, both sorted."""
   here = root / top
-  names = sorted(e.name for e in _entries(here) if e.is_dir())
-  loose = sum(_is_image(e) for e in _entries(here))
+  names = sorted(e.name for e in entries(here) if e.is_dir())
+  loose = sum(is_image(e) for e in entries(here))
   if not names:
     what = (
       f"{loose} images and no class folders" if loose else "nothing to read"
@@ -190,7 +235,8 @@ def _scan(root: Path, top: str) -> tuple[list[str], list[_File]]:
   return names, files
 
 
-def _entries(folder: Path | str) -> list[os.DirEntry]:
+def entries(folder: Path | str) -> list[os.DirEntry]:
+  """What is in a folder, hidden things apart."""
   try:
     with os.scandir(folder) as entries:
       return [e for e in entries if not e.name.startswith((".", "__MACOSX"))]
@@ -198,17 +244,18 @@ def _entries(folder: Path | str) -> list[os.DirEntry]:
     raise UserError(f"cannot list {folder}: {e.strerror}") from e
 
 
-def _is_image(entry: os.DirEntry) -> bool:
+def is_image(entry: os.DirEntry) -> bool:
+  """A file whose name says that it is an image."""
   return entry.name.lower().endswith(SUFFIXES) and entry.is_file()
 
 
 def _walk(root: Path, below: str) -> Iterator[tuple[str, int]]:
   """(path below root with forward slashes, bytes) of every image."""
-  for entry in _entries(root / below):
+  for entry in entries(root / below):
     file = f"{below}/{entry.name}"
     if entry.is_dir():
       yield from _walk(root, file)
-    elif _is_image(entry):
+    elif is_image(entry):
       yield file, entry.stat().st_size
 
 
@@ -248,9 +295,7 @@ def size_of(path: str | Path) -> tuple[int, int]:
 def _unreadable(path: str | Path, e: Exception) -> UserError:
   reason = str(e).split("\n")[0].replace(f" {str(path)!r}", "")
   return UserError(
-    f"cannot read image {path}: {reason or type(e).__name__}; remove it, "
-    "or set data.check=True to leave out all such files, and start a new "
-    "workdir: the data are others then"
+    f"cannot read image {path}: {reason or type(e).__name__}; {REMEDY}"
   )
 
 
@@ -265,12 +310,22 @@ def _images(root: str, paths, channels, indices) -> list[np.ndarray]:
   return [decode(f"{root}/{paths[i]}", channels) for i in indices]
 
 
-def _readable(root: Path, files: list[_File], classes) -> list[_File]:
-  """The files that decode; warns of the others; `classes` must survive."""
+def readable(
+  root: Path,
+  files: list[File],
+  classes: Sequence[str],
+  read: Callable[[Path], Any],
+  what: str = "images",
+) -> list[File]:
+  """The files that `read` takes; warns of the others.
 
-  def good(file: _File) -> bool:
+  Raises:
+    UserError: no file is left, or none of one of `classes`.
+  """
+
+  def good(file: File) -> bool:
     try:
-      decode(root / file[0])
+      read(root / file[0])
     except UserError:
       return False
     return True
@@ -282,7 +337,7 @@ def _readable(root: Path, files: list[_File], classes) -> list[_File]:
     return files
   some = ", ".join(file for file, _, _ in bad[:10])
   more = f" and {len(bad) - 10} more" if len(bad) > 10 else ""
-  text = f"{len(bad)} of {len(files)} images in {root} are unreadable"
+  text = f"{len(bad)} of {len(files)} {what} in {root} are unreadable"
   files = [file for file, ok in zip(files, mask) if ok]
   alive = {c for *_, c in files}
   lost = [name for c, name in enumerate(classes) if c not in alive]

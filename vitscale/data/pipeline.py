@@ -72,8 +72,9 @@ def train_batches(
     plan: packs images into rows; the transform must keep their sizes.
 
   Returns:
-    iterator of `image` uint8 (B/H, h, w, c) and `label` int32 (B/H,); of what
-    data/pack.py says with a plan, the batch being of B rows.
+    iterator of `image` uint8 (B/H, h, w, c), of videos (B/H, t, h, w, c), and
+    `label` int32 (B/H,); of what data/pack.py says with a plan, the batch being
+    of B rows.
   """
   rows = _rows(batch_size, process_index, process_count)
   if not len(source):
@@ -184,7 +185,8 @@ def _load(source, transform, rng: Rng, ids: np.ndarray) -> Batch:
     if len(shapes) > 1:
       raise UserError(
         f"{name}: {shapes[0]} and {shapes[-1]} don't fit one batch: end the"
-        " transform in resize(224), central_crop(224) or the like"
+        " transform in resize(224), central_crop(224), random_frames(16) or the"
+        " like"
       )
     batch = batch | {name: np.stack(images)}
   return batch

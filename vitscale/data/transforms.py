@@ -3,12 +3,14 @@
   transform = parse("inception_crop(224)|flip_lr|randaug(2, 10)")
   batch = transform(batch, rng)
 
-An operation is any function here or in `augment` whose first parameters are
-`(image, rng)`; the rest are its arguments, literals only. It takes and
-returns uint8 (b, h, w, c), or a list of b arrays (h, w, c) of any shapes,
-and draws from `rng` under names of its own, so that what happens to a sample
-depends on (seed, epoch, sample) and never on the rest of its batch. Mixing
-samples (mixup, cutmix) is the task's business, on the device.
+An operation is any function here, in `augment` or in `clips` whose first
+parameters are `(image, rng)`; the rest are its arguments, literals only. It
+takes and returns uint8 (b, h, w, c), or a list of b arrays (h, w, c) of any
+shapes, and draws from `rng` under names of its own, so that what happens to a
+sample depends on (seed, epoch, sample) and never on the rest of its batch.
+Mixing samples (mixup, cutmix) is the task's business, on the device. Of videos,
+(b, t, h, w, c), each frame is seen as an image, those of a clip with the same
+draws.
 
   parse({"image": "flip_lr", "image@20": "flip_lr|resize(20)"})
 
@@ -23,7 +25,7 @@ import numpy as np
 
 from vitscale.core import call
 from vitscale.core.errors import UserError, nearest
-from vitscale.data import augment, pixels
+from vitscale.data import augment, clips, pixels
 from vitscale.data.random import Rng
 
 Image = np.ndarray | list[np.ndarray]
@@ -38,7 +40,11 @@ class Transform:
   def __call__(self, batch: dict[str, Any], rng: Rng) -> dict[str, Any]:
     image = batch["image"]
     for scope, op, arguments in self._calls:
-      image = op(image, rng.scope(scope), **arguments)
+      own = rng.scope(scope)
+      if clips.is_video(image) and op not in clips.OPERATIONS:
+        image = clips.each_frame(op, image, own, **arguments)
+      else:
+        image = op(image, own, **arguments)
     return batch | {"image": image}
 
   def __repr__(self) -> str:
@@ -64,7 +70,7 @@ class Views:
 
 def operations() -> dict[str, Callable]:
   """Every operation by name: its first parameters are `(image, rng)`."""
-  known = vars(augment) | globals()
+  known = vars(augment) | vars(clips) | globals()
   return {
     name: value
     for name, value in known.items()

@@ -84,19 +84,23 @@ def per_image(
 ) -> dict[str, jax.Array]:
   """Scores (b,) of what a task predicts, and with `rfd` features (b, d).
 
-  What images are too small for, or have too many channels for, is left out
-  with a warning.
+  Of videos (b, t, h, w, c) scores are means over frames. What images are too
+  small for, or have too many channels for, is left out with a warning.
   """
   x, y = (said[name] for name in PIXELS)
   found = {k: v for k, v in said.items() if k not in PIXELS and v.ndim == 1}
-  found["psnr"] = jnp.minimum(images.psnr(x, y), CEILING)
-  height, width, channels = x.shape[1:]
+  *moves, height, width, channels = x.shape[1:]
+  x, y = (a.reshape(-1, height, width, channels) for a in (x, y))
+  mean = lambda score: score.reshape(len(said[PIXELS[0]]), -1).mean(1)
+  found["psnr"] = mean(jnp.minimum(images.psnr(x, y), CEILING))
   side = min(height, width)
   if side >= SIDE:
-    found["ssim"] = images.ssim(x, y)
+    found["ssim"] = mean(images.ssim(x, y))
   else:
     _warn(f"ssim is left out: images of {side} px, it needs {SIDE}")
-  if rfd and side >= features.LEAST and channels in (1, 3):
+  if rfd and moves:
+    _warn(f"{RFD} is left out: frames of a video are no sample of images")
+  elif rfd and side >= features.LEAST and channels in (1, 3):
     found |= {name: features.features(said[name]) for name in PIXELS}
   elif rfd:
     _warn(
@@ -185,6 +189,7 @@ def facts(
   """
   see = lambda v, b: model.apply(v, task.normalise(b["image"]))[1]
   out = jax.eval_shape(see, variables, batch)
+  rfd = rfd and batch["image"].ndim == 4  # videos have no such distance
   found: dict[str, Any] = {"feature_net": features.IDENTITY} if rfd else {}
   if "latent" in out:
     found["E"] = math.prod(out["latent"].shape[1:])
