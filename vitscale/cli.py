@@ -16,7 +16,15 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from vitscale import cli_cut, cli_eval, cli_fit, cli_frontier, cli_launch
+from vitscale import (
+  cli_cut,
+  cli_encode,
+  cli_eval,
+  cli_fit,
+  cli_frontier,
+  cli_launch,
+  cli_sample,
+)
 from vitscale.core.errors import UserError, nearest
 from vitscale.launch import machine
 
@@ -175,6 +183,23 @@ def eval(args: argparse.Namespace) -> tuple[dict[str, Any], int]:
   return cli_eval.run(args)
 
 
+def encode(args: argparse.Namespace) -> tuple[dict[str, Any], int]:
+  """Writes a tokenizer's latents of images, for generators to train on.
+
+  Latents are of whole images, not augmented. Stopped, the same command goes
+  on.
+  """
+  return cli_encode.run(args)
+
+
+def sample(args: argparse.Namespace) -> tuple[dict[str, Any], int]:
+  """Draws samples of a generator: PNG grid, .npz, and a page.
+
+  Latents are decoded by the tokenizer that made the training data.
+  """
+  return cli_sample.run(args)
+
+
 def _whisper(text: str) -> None:
   """Progress, for those who watch."""
   if sys.stderr.isatty():
@@ -326,6 +351,10 @@ def parser() -> argparse.ArgumentParser:
   cli_frontier.add_arguments(sub)
   sub = verb(eval, "eval out/tok --evals reconstruction --split test")
   cli_eval.add_arguments(sub)
+  sub = verb(encode, "encode out/tok --out out/latents --splits train,val")
+  cli_encode.add_arguments(sub)
+  sub = verb(sample, "sample out/dit --n 64 --cfg 1.5 --out out/samples")
+  cli_sample.add_arguments(sub)
   sub = verb(models, "models --family vit", accelerator=False)
   sub.add_argument("--family", help="only this family")
   sub = verb(runs, "runs out/patchify-quick")

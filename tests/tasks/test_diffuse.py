@@ -91,6 +91,20 @@ def test_the_loss_of_nothing_is_the_mean_square_of_the_target(process):
   assert abs(noise.mean()) < 0.05 and abs(noise.std() - 1) < 0.05
 
 
+def test_times_of_a_logit_normal():
+  u = diffuse.TIMES["logit_normal"](jax.random.key(0), (4000,))
+  logit = np.log(u / (1 - u))
+  assert abs(logit.mean()) < 0.05 and abs(logit.std() - 1) < 0.05
+  task = diffuse.make({"times": "logit_normal"}, source())
+  batch = {
+    name: np.tile(x, (200,) + (1,) * (x.ndim - 1))
+    for name, x in example().items()
+  }
+  loss_of(task, spy := Spy(), {}, batch)
+  t = np.asarray(spy.saw[1])  # a quarter lies beyond .663, as of no uniform
+  assert abs((t > 0.6626).mean() - 0.25) < 0.04
+
+
 def test_a_share_of_labels_is_dropped():
   batch = {name: np.tile(x, (200,) + (1,) * (x.ndim - 1)) for name, x in
            example().items()}  # fmt: skip
@@ -145,8 +159,10 @@ def test_held_out_loss_is_training_s_on_average():
     ({"process": "flows"}, r"task\.process 'flows'.*'flow'"),
     ({"schedule": "cosine"}, r"task\.schedule 'cosine'"),
     ({"shift": -1.0}, r"task\.shift=-1\.0: should be above 0"),
+    ({"times": "normal"}, r"task\.times 'normal'.*'logit_normal'"),
+    ({"times": "logit_normal", "process": "ddpm"}, "are flow's"),
     ({"drop_label": 1.0}, r"drop_label=1\.0: should be in \[0, 1\)"),
-    ({"mean": (0.5, 0.5)}, "want 1 values each"),
+    ({"mean": (0.5, 0.5)}, "need 1 values, one per channel, got 2"),
   ],
 )
 def test_refuses(group, text):

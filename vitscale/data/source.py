@@ -19,6 +19,21 @@ from vitscale.data.random import Rng
 SPLITS = ("train", "val", "test")
 
 
+@dataclasses.dataclass(frozen=True)
+class Origin:
+  """The tokenizer that made latents.
+
+  Attributes:
+    path: of the checkpoint, a step folder of a run.
+    fingerprint: of its weights.
+    shape: (h, w, c) of the images it saw.
+  """
+
+  path: str
+  fingerprint: str
+  shape: tuple[int, int, int]
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Source:
   """Labelled images that can be read at any index.
@@ -28,21 +43,27 @@ class Source:
       (h, w, c) where shapes may differ. Picklable, no hidden state.
     label: (n,) int32.
     class_names: one per class.
-    shape: (h, w, c), or None where images differ.
+    shape: (h, w, c), of videos (t, h, w, c); None where they differ.
     mean, std: per channel in units of 0..1, the same for every split.
     fingerprint: changes when the data do.
     measure: gives (n, 2) heights and widths in pixels where shapes differ; may
       take long, and is asked only for packing.
+    tokenizer: where "images" are a tokenizer's latents, float32, or codes,
+      int32 (h, w, 1): which one (data/latents.py). `mean` and `std` are then
+      of their values / 255.
+    vocabulary: codes are below it; None where there are none.
   """
 
   images: Callable[[np.ndarray], np.ndarray | list[np.ndarray]]
   label: np.ndarray
   class_names: tuple[str, ...]
-  shape: tuple[int, int, int] | None
+  shape: tuple[int, ...] | None
   mean: tuple[float, ...]
   std: tuple[float, ...]
   fingerprint: str
   measure: Callable[[], np.ndarray] | None = None
+  tokenizer: "Origin | None" = None
+  vocabulary: int | None = None
 
   def __len__(self) -> int:
     return len(self.label)
@@ -58,10 +79,10 @@ class Source:
 
   def sizes(self) -> np.ndarray:
     """(n, 2) heights and widths in pixels."""
-    if self.shape is not None:
+    if self.shape is not None and len(self.shape) == 3:
       return np.broadcast_to(np.array(self.shape[:2]), (len(self), 2))
     if self.measure is None:
-      raise UserError("images differ and their sizes are not known")
+      raise UserError("the sizes of videos, and of unequal ones, are not known")
     return self.measure()
 
   def read(self, indices: np.ndarray) -> dict[str, Any]:
@@ -200,6 +221,8 @@ def _permute(images, order, indices):
 def _shape(source: Source, what: str) -> tuple[int, int, int]:
   if source.shape is None:
     raise UserError(f"{what} needs images of one shape, these differ")
+  if len(source.shape) != 3:
+    raise UserError(f"{what} is for images, these are videos")
   return source.shape
 
 

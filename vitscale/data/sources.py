@@ -18,12 +18,14 @@ from vitscale.data import (
   fashion,
   fields,
   folder,
+  latents,
   listops,
   lra,
   lra_pictures,
   pathfinder,
   scenes,
   synthetic,
+  video,
 )
 from vitscale.data.source import (
   Source,
@@ -34,8 +36,8 @@ from vitscale.data.source import (
 )
 
 MODULES = (
-  fashion, fields, folder, listops, lra, lra_pictures, pathfinder, scenes,
-  synthetic,
+  fashion, fields, folder, latents, listops, lra, lra_pictures, pathfinder,
+  scenes, synthetic, video,
 )  # fmt: skip
 
 

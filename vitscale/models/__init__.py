@@ -55,6 +55,8 @@ def make(config: Reader, source: Any) -> tuple[nn.Module, nn.Module]:
     kwargs = {**family.variant(config["variant"]), **kwargs}
   known = [f.name for f in dataclasses.fields(family.Model)]
   of_data = {"num_classes": source.classes, "channels": len(source.mean)}
+  if source.vocabulary is not None:
+    of_data["vocabulary"] = source.vocabulary
   kwargs = {k: v for k, v in of_data.items() if k in known} | kwargs
   for name, size in kwargs.items():
     if not SIZE.fullmatch(name):

@@ -16,8 +16,9 @@ from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any
 
-from vitscale.report import draw_html, draw_png, plain
+from vitscale.report import draw_html, draw_png, pictures, plain
 from vitscale.report.figures import Figure
+from vitscale.report.pictures import Picture
 
 _HERE = pathlib.Path(__file__).parent
 
@@ -34,7 +35,7 @@ class Table:
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-  """A heading with text, figures and tables of its own.
+  """A heading with text, figures, tables and pictures of its own.
 
   `text` is plain: blank lines part paragraphs, lines starting with "- " make a
   list, `code` and **bold** are understood, and nothing else is.
@@ -44,6 +45,7 @@ class Section:
   text: str = ""
   figures: Sequence[Figure] = ()
   tables: Sequence[Table] = ()
+  pictures: Sequence[Picture] = ()
 
 
 def write(
@@ -74,7 +76,7 @@ def write(
   if path.suffix.lower() not in (".html", ".htm"):
     path = path / "report.html"
   every = [*figures, *(f for s in sections for f in s.figures)]
-  names = [f.name for f in every]
+  names = [f.name for f in [*every, *(p for s in sections for p in s.pictures)]]
   twice = sorted({n for n in names if names.count(n) > 1})
   if twice:
     raise ValueError(f"two figures named {twice[0]!r} would share a file")
@@ -95,6 +97,7 @@ def write(
       f"<section><h2>{_text(s.title)}</h2>{_prose(s.text)}",
       *(_figure(f, files[f.name]["png"]) for f in s.figures),
       *(_table(t) for t in s.tables),
+      *(_picture(p, path.parent / "figures") for p in s.pictures),
       "</section>",
     ]
   body.append(_meta(meta or {}))
@@ -184,6 +187,19 @@ def _figure(figure: Figure, png: pathlib.Path) -> str:
     f'src="data:image/png;base64,{image}"></noscript>'
     f"<figcaption>{_inline(figure.caption)} "
     f'<span class="files">{links}</span></figcaption></figure>'
+  )
+
+
+def _picture(picture: Picture, folder: pathlib.Path) -> str:
+  folder.mkdir(parents=True, exist_ok=True)
+  file = folder / f"{picture.name}.png"
+  pictures.save(file, picture.image)
+  image = base64.b64encode(file.read_bytes()).decode()
+  title = _text(picture.title)
+  return (
+    f'<figure id="{_text(picture.name)}" class="picture"><h3>{title}</h3>'
+    f'<img alt="{title}" src="data:image/png;base64,{image}">'
+    f"<figcaption>{_inline(picture.caption)}</figcaption></figure>"
   )
 
 

@@ -19,6 +19,9 @@ A task module has `make(config, source) -> Task`; a Task offers
       a nested model need of it
     frozen: names (optional) of collections that no step changes
     teachers: collection -> Parent (optional), whose weights fill it
+    sample(model, variables, key, label, shape, **options) (optional) -> (b,
+      *shape) as batch["image"] holds them, of a generator; label (b,) of
+      classes, num_classes for none; `guidance` is among the options
 
 `aux["metrics"]` are scalars to log, `aux["state"]` (optional) new mutable
 collections. Several players (GANs, teachers) each name their own loss method,
@@ -43,6 +46,7 @@ class Player:
   loss: str = "loss"  # method of the task
   optim: str = "optim"  # config group
   every: int = 1  # plays every k-th step
+  frozen: str = ""  # regex on names among its own that stay as they are
 
 
 def with_head(
@@ -85,10 +89,13 @@ def forward(
 
 
 def fingerprint(image: jax.Array) -> jax.Array:
-  """(b,) uint32 of the pixels (b, ...): what is drawn by it is an image's own.
+  """(b,) uint32 of pixels or latents (b, ...), for draws that are their own.
 
   The same in every batch, however it is put together.
   """
-  flat = image.reshape(len(image), -1).astype(jnp.uint32)
+  flat = image.reshape(len(image), -1)
+  if jnp.issubdtype(flat.dtype, jnp.floating):
+    flat = jax.lax.bitcast_convert_type(flat.astype(jnp.float32), jnp.uint32)
+  flat = flat.astype(jnp.uint32)
   weight = jnp.arange(1, flat.shape[1] + 1, dtype=jnp.uint32)
   return (flat * weight * jnp.uint32(2654435761)).sum(1)

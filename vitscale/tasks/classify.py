@@ -162,6 +162,13 @@ def normalised(
   return (image.astype(jnp.float32) - mean) / std
 
 
+def pixels(
+  x: jax.Array, mean: tuple[float, ...], std: tuple[float, ...]
+) -> jax.Array:
+  """The inverse of `normalised`: (..., c) -> float32 in 0..255."""
+  return (x * jnp.asarray(std) + jnp.asarray(mean)) * 255
+
+
 def statistics(
   config: Mapping[str, Any], mean: tuple[float, ...], std: tuple[float, ...]
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:

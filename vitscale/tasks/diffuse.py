@@ -7,7 +7,12 @@ it, the time and the class, and predicts velocity (`flow`) or noise (`ddpm`).
 The loss is the squared error, a mean over all numbers of an image and all
 images. A share `drop_label` of the images has no class, for guidance
 (Ho & Salimans, 2207.12598). `shift` moves flow's times towards noise;
-"dim" is the shift of 2510.11690, sqrt(numbers of an image / 4096).
+"dim" is the shift of 2510.11690, sqrt(numbers of an image / 4096). `times`
+"logit_normal" trains more in the middle (2403.03206, section 3.1).
+
+Images may be latents of a tokenizer (data/latents.py). Those are normalised
+channel by channel to mean 0 and variance 1 of the training data, unless mean
+and std are given; raw latents are mean 0 and std 1/255.
 """
 
 import dataclasses
@@ -19,14 +24,21 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vitscale.core.errors import UserError
+from vitscale.core.errors import UserError, nearest
 from vitscale.sampling import process as process_lib
+from vitscale.sampling import samplers
 from vitscale.sampling.process import Process
 from vitscale.tasks import Player, classify, fingerprint, forward
 
 Batch = Mapping[str, jax.Array]
 
 HELD_OUT = 8  # times of `predict`
+TIMES = {
+  "uniform": jax.random.uniform,
+  "logit_normal": lambda key, shape: jax.nn.sigmoid(
+    jax.random.normal(key, shape)
+  ),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +50,8 @@ class Task:
     mean, std: of each channel, pixels in 0..1.
     process: what noises.
     drop_label: share of images without a class in training.
+    times: one of TIMES, how often a time of flow is trained.
+    pixels: the data are 8-bit images, else latents.
   """
 
   classes: int
@@ -45,6 +59,8 @@ class Task:
   std: tuple[float, ...]
   process: Process
   drop_label: float = 0.1
+  times: str = "uniform"
+  pixels: bool = True
   players: tuple[Player, ...] = (Player(),)
 
   def init(self, model: nn.Module, key: jax.Array, batch: Batch) -> Any:
@@ -94,7 +110,8 @@ class Task:
       raise UserError(f"draws.{name}: the task draws it; leave it out")
     x = self.normalise(batch["image"])
     for_time, for_noise, for_label = jax.random.split(rngs["mix"], 3)
-    t = process_lib.times(self.process, jax.random.uniform(for_time, (len(x),)))
+    u = TIMES[self.times](for_time, (len(x),))
+    t = process_lib.times(self.process, u)
     noise = jax.random.normal(for_noise, x.shape)
     label = None
     if model.num_classes:
@@ -138,11 +155,58 @@ class Task:
     losses = jax.lax.map(at, jnp.arange(HELD_OUT)).T
     return {"loss": losses.mean(1), "losses": losses}
 
+  def sample(
+    self,
+    model: nn.Module,
+    variables: Mapping[str, Any],
+    key: jax.Array,
+    label: jax.Array,
+    shape: tuple[int, int, int],
+    *,
+    guidance: float | None = None,
+    sampler: str = "",
+    steps: int = 50,
+    interval: tuple[float, float] = (0.0, 1.0),
+  ) -> jax.Array:
+    """Samples as a batch has them: uint8 pixels, or float32 latents.
+
+    Args:
+      model, variables: trained by this task.
+      key: random key of the noise.
+      label: (b,) classes, `model.num_classes` for none; a model without
+        classes isn't told them.
+      shape: (h, w, c) of one.
+      guidance, steps, interval: see `sampling.samplers.generate`.
+      sampler: one of `samplers.SAMPLERS`, by default heun of flow, ddim of
+        ddpm.
+
+    Raises:
+      UserError: see `generate`, or guidance by a class that was never left
+        out in training.
+    """
+    if guidance is not None and model.num_classes and not self.drop_label:
+      raise UserError(
+        f"guidance={guidance}: this model was trained with drop_label=0 and"
+        " doesn't know what no class is"
+      )
+    noise = jax.random.normal(key, (len(label), *shape))
+    label = label if model.num_classes else None
+    sampler = sampler or {"flow": "heun", "ddpm": "ddim"}[self.process.kind]
+    x = samplers.generate(
+      model, variables, noise, label, process=self.process, sampler=sampler,
+      steps=steps, guidance=guidance, interval=interval,
+    )  # fmt: skip
+    x = classify.pixels(x, self.mean, self.std)
+    if self.pixels:
+      x = jnp.clip(jnp.rint(x), 0, 255).astype(jnp.uint8)
+    return x
+
 
 def make(config: Mapping[str, Any], source: Any) -> Task:
   """A Task from the config group `task`.
 
-  Keys: process, schedule, shift (a number or "dim"), drop_label, mean, std.
+  Keys: process, schedule, shift (a number or "dim"), drop_label, times, mean,
+  std.
 
   Raises:
     UserError: an unknown process or schedule, a shift that is none, a share
@@ -162,13 +226,19 @@ def make(config: Mapping[str, Any], source: Any) -> Task:
   drop = config.get("drop_label", 0.1)
   if type(drop) not in (int, float) or not 0 <= drop < 1:
     raise UserError(f"task.drop_label={drop!r}: should be in [0, 1)")
-  channels = len(source.mean)
-  half = (0.5,) * channels
-  mean = tuple(config.get("mean") or half)
-  std = tuple(config.get("std") or half)
-  if not len(mean) == len(std) == channels or min(std) <= 0:
+  if source.vocabulary is not None:
     raise UserError(
-      f"task.mean={mean}, task.std={std}: want {channels} values each, one per"
-      " channel, those of std above 0"
+      "task diffuse wants pixels or latents, these are codes: use"
+      " task.name='next_token' or 'next_scale'"
     )
-  return Task(source.classes, mean, std, process, drop)
+  times = config.get("times", "uniform")
+  if times not in TIMES:
+    raise UserError(f"task.times {times!r}{nearest(times, TIMES)}")
+  if times != "uniform" and config.get("process", "flow") != "flow":
+    raise UserError(f"task.times {times!r} are flow's: process='flow'")
+  pixels, half = source.tokenizer is None, (0.5,) * len(source.mean)
+  known = (half, half) if pixels else (source.mean, source.std)
+  mean, std = classify.statistics(config, *known)
+  if min(std) <= 0:
+    raise UserError(f"task.std={std}: should be above 0")
+  return Task(source.classes, mean, std, process, drop, times, pixels)

@@ -67,6 +67,11 @@ class Bottleneck(nn.Module):
     """c, floats of a token."""
     return len(self.levels)
 
+  @property
+  def entries(self) -> int:
+    """Different tokens."""
+    return math.prod(self.levels)
+
   def __call__(
     self, x: jax.Array, *, train: bool
   ) -> tuple[jax.Array, dict[str, Any]]:

@@ -68,6 +68,11 @@ class Bottleneck(nn.Module):
     """c, floats of a token."""
     return self.bits
 
+  @property
+  def entries(self) -> int:
+    """Different tokens."""
+    return 2**self.bits
+
   def __call__(
     self, x: jax.Array, *, train: bool
   ) -> tuple[jax.Array, dict[str, Any]]:
