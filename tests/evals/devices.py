@@ -25,13 +25,21 @@ PIXELS = {
     "data": {"n": 310},
   },
 }  # fmt: skip
+VIDEOS = {
+  "videos": {
+    "name": "reconstruction", "split": "val", "batch_size": 16, "rfd": False,
+  },
+}  # fmt: skip
 
 
 def scores(devices):
   nested = nested_config(granularities=("ffn=1/4", "full"), ema=0.0)
-  tokenizer = tokenizer_config(ema=0.0)
-  nested.evals, tokenizer.evals = EVALS, PIXELS
-  return {**of(nested, devices), **of(tokenizer, devices)}
+  tokenizer, moving = tokenizer_config(ema=0.0), tokenizer_config(ema=0.0)
+  nested.evals, tokenizer.evals, moving.evals = EVALS, PIXELS, VIDEOS
+  moving.data = {"source": "moving_fields", "size": 16, "n": 20, "frames": 4}
+  moving.model.variant = "mu/2x8"
+  configs = (nested, tokenizer, moving)
+  return {k: v for one in configs for k, v in of(one, devices).items()}
 
 
 def of(config, devices):

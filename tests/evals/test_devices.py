@@ -20,5 +20,7 @@ def test_eight_devices_find_what_one_does():
   assert val["examples"] == near["examples"] == 64  # 24 does not divide it
   assert val["ece"] > 0 and val["ffn=1/4/brier"] > 0
   assert 0 < near["ffn=1/4>full/knn3"] < 1
+  videos, _ = found["videos"]
+  assert videos["examples"] == 20 and videos["ssim"] < 1
   pixels, _ = found["pixels"]
   assert pixels["examples"] == 310 and pixels["rfd_random_conv_se"] > 0
