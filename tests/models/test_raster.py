@@ -101,7 +101,7 @@ def test_one_at_a_time_equals_all_at_once(options):
   model, variables, run = made(**options)
   x, label = codes(3), jnp.asarray([0, 2, 3])
   want, _ = run(variables, x, label)
-  single, own = raster.looped(model, variables)
+  single, own = model.looped(variables)
 
   @jax.jit
   def decode(own, flat):
@@ -113,7 +113,7 @@ def test_one_at_a_time_equals_all_at_once(options):
       )  # fmt: skip
       return new["cache"], logits
 
-    empty = raster.cache(single, 3, 12)
+    empty = single.cache(3, 12)
     kept, logits = jax.lax.scan(body, empty, jnp.arange(12))
     assert jax.tree.structure(kept) == jax.tree.structure(empty)
     return logits

@@ -241,6 +241,24 @@ class Model(nn.Module):
     x, _ = self.encoder(x, order=(jnp.reshape(at, (1,)), jnp.arange(n)))
     return self.head(self.norm(x)[:, 0].astype(jnp.float32))
 
+  def looped(self, variables: Any) -> tuple["Model", Any]:
+    """The same model with layers of their own, as `step` wants them."""
+    params = variables["params"]
+    if self.scan:
+      params = layers.unstack_layers(params)
+    return self.clone(scan=False, remat=None), {"params": params}
+
+  def cache(self, b: int, n: int) -> dict[str, Any]:
+    """An empty "cache" of `step`: keys and values of n tokens, every layer."""
+    shape = (b, n, self.num_heads, self._head_dim())
+    empty = lambda: jnp.zeros(shape, self.dtype)
+    names = map(layers.layer_name, range(self.depth))
+    return {
+      "encoder": {
+        name: {"attention": {"k": empty(), "v": empty()}} for name in names
+      }
+    }
+
   def _first(self, b: int, label: jax.Array | None) -> jax.Array:
     """(b, d), what stands in front."""
     if label is None:
@@ -271,28 +289,6 @@ def levels(codes: jax.Array, vocabulary: int) -> jax.Array:
     return codes
   level = jnp.floor((codes + 1) / 2 * vocabulary)
   return jnp.clip(level, 0, vocabulary - 1).astype(jnp.int32)
-
-
-# ------------------------------------------------------------- one at a time
-
-
-def looped(model: Model, variables: Any) -> tuple[Model, Any]:
-  """The same model with layers of their own, as `step` wants them."""
-  params = variables["params"]
-  if model.scan:
-    params = layers.unstack_layers(params)
-  return model.clone(scan=False, remat=None), {"params": params}
-
-
-def cache(model: Model, b: int, n: int) -> dict[str, Any]:
-  """An empty "cache" of `step`: keys and values of n tokens in every layer."""
-  shape = (b, n, model.num_heads, attention_lib.head_dim_of(
-    model.width, model.num_heads, model.head_dim
-  ))  # fmt: skip
-  each = lambda: {"k": jnp.zeros(shape, model.dtype),
-                  "v": jnp.zeros(shape, model.dtype)}  # fmt: skip
-  names = map(layers.layer_name, range(model.depth))
-  return {"encoder": {name: {"attention": each()} for name in names}}
 
 
 # ---------------------------------------------------------------- accounting
