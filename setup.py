@@ -68,7 +68,7 @@ setup(
     "slurm": slurm,
     "video": video,
     "parquet": ["pyarrow>=15"],
-    "peers": ["torch>=2.4", "timm>=1.0.15"],
+    "peers": ["torch>=2.4", "timm>=1.0.15", "diffusers>=0.30"],
     "notebooks": notebooks,
     "dev": test + notebooks + slurm + video + more,
   },

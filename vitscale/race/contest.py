@@ -27,6 +27,8 @@ MODULES = {
   "control": "vitscale.race.ours",
   "products": "vitscale.race.ours",
   "timm": "vitscale.race.peer",
+  "vitscale generation": "vitscale.race.generation",
+  "diffusers": "vitscale.race.peer_diffusers",
 }
 PEERS = ("torch", "timm")
 
@@ -63,15 +65,44 @@ class Case:
   recompute: bool = False
 
 
-Entries = Mapping[str, tuple[str, Case]]
+@dataclasses.dataclass(frozen=True)
+class Generation:
+  """A tokenizer at work, or a diffusion transformer that samples.
+
+  Attributes:
+    what: "encode", "decode" or "sample".
+    size: pixels of the square image, or side of the latent.
+    tokenizer: a variant of ViTok.
+    width, depth, heads: of the diffusion transformer, patch 2.
+    denoise: steps of a sample, each with and without a class.
+    steps, threads, target: as of `Case`.
+  """
+
+  name: str
+  what: str
+  size: int
+  batch: int
+  width: int = 768
+  depth: int = 12
+  heads: int = 12
+  denoise: int = 250
+  tokenizer: str = "S-B/16"
+  dtype: str = "float32"
+  device: str = "cpu"
+  threads: int = 2
+  steps: int = 1
+  target: float = 1.0
+
+
+Entries = Mapping[str, tuple[str, Case | Generation]]
 
 
 class Failed(Exception):
   """A contestant that cannot take part, and why in one line."""
 
 
-def missing_peers() -> list[str]:
-  return [name for name in PEERS if importlib.util.find_spec(name) is None]
+def missing_peers(peers: tuple[str, ...] = PEERS) -> list[str]:
+  return [name for name in peers if importlib.util.find_spec(name) is None]
 
 
 # ------------------------------------------------------------ in the contest
@@ -80,7 +111,7 @@ def missing_peers() -> list[str]:
 class Contestant:
   """A process that holds one compiled training step."""
 
-  def __init__(self, name: str, case: Case):
+  def __init__(self, name: str, case: Case | Generation):
     self.name = name
     self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 (lives with self)
     self._process = subprocess.Popen(
@@ -161,11 +192,11 @@ def contest(
   return found, errors
 
 
-def _dump(case: Case) -> str:
+def _dump(case: Case | Generation) -> str:
   return json.dumps(dataclasses.asdict(case))
 
 
-def _environment(case: Case) -> dict[str, str]:
+def _environment(case: Case | Generation) -> dict[str, str]:
   """XLA sizes its pool of threads by NPROC, torch by OMP_NUM_THREADS."""
   mine = clock.environment(case.device)
   if case.device == "gpu":
@@ -183,7 +214,8 @@ def _environment(case: Case) -> dict[str, str]:
 
 
 def serve(
-  build: Callable[[str, Case], tuple[Callable, Callable, Callable]],
+  build: Callable[[str, Any], tuple[Callable, Callable, Callable]],
+  kind: type = Case,
 ) -> None:
   """Main function of a contestant's process.
 
@@ -191,10 +223,11 @@ def serve(
     build: `(name, case) -> step, wait, about`. `step()` starts one training
       step, `wait()` returns when all have ended, `about()` is a dict of facts;
       its "memory" in bytes is measured here where it is absent.
+    kind: of the case.
   """
   answers = os.fdopen(os.dup(1), "w")
   os.dup2(2, 1)  # whatever a library prints is no answer
-  name, case = sys.argv[1], Case(**json.loads(sys.argv[2]))
+  name, case = sys.argv[1], kind(**json.loads(sys.argv[2]))
   if case.device == "cpu" and hasattr(os, "sched_setaffinity"):
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: case.threads])
   before = _status("VmRSS")  # libraries are loaded, nothing is allocated
