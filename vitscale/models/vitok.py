@@ -35,7 +35,7 @@ import numpy as np
 from vitscale.core import accounting, axes, sharding
 from vitscale.core.errors import UserError, nearest
 from vitscale.nn import attention as attention_lib
-from vitscale.nn import bottlenecks
+from vitscale.nn import bottlenecks, hierarchy
 from vitscale.nn import patch as patch_lib
 from vitscale.nn import position as position_lib
 from vitscale.nn.block import Block, Stack
@@ -112,6 +112,8 @@ class Model(nn.Module):
       learned queries, whose outputs alone pass (1-D tokens).
     position: one of POSITIONS.
     encoder_table: a learned position of each token in front of the encoder.
+    hierarchy: scales behind the encoder's blocks, see `vitscale.nn.hierarchy`
+      (HieraTok, 2509.23736); "" for none.
     ffn, norm, norm_eps, qk_norm, bias, layer_scale, remat: see `Block`.
     dtype: compute type; parameters, latents and pixels are float32.
     scan: stack the layers and scan over them.
@@ -133,6 +135,7 @@ class Model(nn.Module):
   latent_tokens: int = 0
   position: str = "rope"
   encoder_table: bool = False
+  hierarchy: str = ""
   ffn: str = "swiglu"
   norm: str = "layernorm"
   norm_eps: float = 1e-6
@@ -155,6 +158,13 @@ class Model(nn.Module):
     if self.encoder_table:
       self.table = Position("learned")
     self.encoder, self.encoder_norm = self._stack("encoder"), norm()
+    if self.hierarchy:
+      if self.position == "rope1d" or self.latent_tokens:
+        raise UserError("model.hierarchy: no rope1d and no latent_tokens")
+      self.scales = hierarchy.parse(self.hierarchy)(
+        self._block("encoder"), wide, wide // self.encoder_num_heads,
+        self.position == "rope", self.scan,
+      )  # fmt: skip
     self.neck = bottlenecks.parse(self.bottleneck)(dtype=self.dtype)
     self.into = linear("code -> embed", (deep,))
     self.decoder, self.decoder_norm = self._stack("decoder"), norm()
@@ -217,6 +227,8 @@ class Model(nn.Module):
       queries = jnp.tile(self.queries.astype(x.dtype), (b, 1, 1))
       x = jnp.concatenate([queries, x], 1)
     x, out["encoder"] = self._run("encoder", x, grid, k, train)
+    if self.hierarchy:
+      x, out["scales"] = self.scales(x, grid, train=train)
     x = out["tokens"] = self.encoder_norm(x)
     lead = grid if image.ndim == 5 else grid[1:]
     on_grid = x[:, k:].reshape(b, *lead, x.shape[-1])
@@ -268,8 +280,11 @@ class Model(nn.Module):
     return self.tubelet, *patch_lib.pair(self.patch_size)
 
   def _stack(self, half: str) -> Stack:
-    width, depth, hidden, heads = _sizes(self, half)
-    block = functools.partial(
+    return Stack(self._block(half), _sizes(self, half)[1], self.scan)
+
+  def _block(self, half: str) -> functools.partial:
+    width, _, hidden, heads = _sizes(self, half)
+    return functools.partial(
       Block,
       width,
       heads,
@@ -285,7 +300,6 @@ class Model(nn.Module):
       backend=self.attention,
       dtype=self.dtype,
     )
-    return Stack(block, depth, self.scan)
 
   def _run(self, half, x, grid, prefix, train):
     """One stack over tokens of which the first `prefix` have no place."""
@@ -367,6 +381,9 @@ def flops_per_image(
     each = (4 * width + (2 if model.ffn == "gelu" else 3) * hidden) * width
     attend = attention_lib.macs(n + k, n + k, heads, width // heads)
     total += depth * ((n + k) * each + attend)
+    if model.hierarchy and half == "encoder":
+      grid = model.grid(image_shape)
+      total += hierarchy.macs(model.hierarchy, grid, width, heads, each)
   return total
 
 
