@@ -5,7 +5,7 @@ fit = laws.fit(laws.power_constant("p", exponent=(0, 4)), rows, groups="run")
 
 Where things are:
   the laws     forms, single, joint, granular, registry; yours: expression,
-               formula
+               formula; others' with their numbers: published
   one fit      fit, frame (scaling), starts, solve, vertex, objective, diagnose
   intervals    resampling, intervals, delta, profile; simulate (known truth)
   forecasts    validate, select, mixture, scales, forecast; extrapolate (--law
@@ -41,6 +41,7 @@ from vitscale.laws.joint import (
   sovit,
 )
 from vitscale.laws.next_runs import NextRuns, next_runs
+from vitscale.laws.published import PUBLISHED, Published, published
 from vitscale.laws.registry import LAWS, named
 from vitscale.laws.select import Selection, nested_holdout, select
 from vitscale.laws.single import (
@@ -80,7 +81,9 @@ __all__ = [
   "LAWS",
   "Law",
   "NextRuns",
+  "PUBLISHED",
   "Parameter",
+  "Published",
   "Selection",
   "Star",
   "Trend",
@@ -117,6 +120,7 @@ __all__ = [
   "patch",
   "power",
   "power_constant",
+  "published",
   "rollout",
   "saturating",
   "select",
