@@ -165,7 +165,7 @@ def test_stochastic_depth_drops_images():
 @pytest.mark.parametrize(
   "options, shape, text",
   [
-    ({"channels": 2}, (N - 1, 3), r"of 2 channels got 3: set model\.channels=3"),
+    ({"channels": 2}, (N - 1, 3), r"of 2 channels got 3: set model\.chann"),
     ({"num_classes": 0}, (N - 1, 3), "without classes got labels"),
     ({}, (N, 3), r"are shown 13 tokens, these are 14"),
     ({"scales": (3, 2)}, (N - 1, 3), r"model\.scales: scales \(3, 2\) do not"),

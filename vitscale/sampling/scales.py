@@ -75,9 +75,10 @@ def generate(
 ) -> jax.Array:
   """Codes of all scales.
 
-  With guidance g the logits of scale k of 0..K-1 are (1 + t) times those with
-  class - t times those without, t = g k / (K - 1), the ramp of the release; 0
-  changes nothing, another g compiles nothing anew.
+  With guidance w (2207.12598) the logits of scale k of 0..K-1 are those without
+  class + v (those with class - those without), v from 1 at the first scale to w
+  at the last, 1 + (w - 1) k / (K - 1). That is the release's ramp, its `cfg`
+  being w - 1; w = 1 changes nothing, another w compiles nothing anew.
 
   Args:
     model, variables: of vitscale.models.var.
@@ -85,7 +86,7 @@ def generate(
     key: random key of the draws.
     n: b, samples.
     label: (b,) classes; None for no class.
-    guidance: g; None asks the model once a scale.
+    guidance: w; None asks the model once a scale.
     temperature, top_k, top_p: see `categorical.draw`.
 
   Returns:
@@ -136,7 +137,8 @@ def _generate(
     logits, cache = advance(model, variables, k, shown, condition, cache)
     if guided:
       of_class, of_none = jnp.split(logits, 2)
-      logits = of_class + guidance * k / max(last, 1) * (of_class - of_none)
+      more = (guidance - 1) * (k / last if last else 1.0)
+      logits = of_class + more * (of_class - of_none)
     codes = categorical.draw(jax.random.fold_in(key, k), logits, *options)
     drawn.append(codes)
     total, shown = neck.apply(
