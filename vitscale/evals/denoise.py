@@ -14,6 +14,7 @@ import numpy as np
 
 from vitscale.core import sharding
 from vitscale.core.errors import UserError
+from vitscale.evals import gather
 
 PLAIN = True  # asks `task.predict` alone
 TRACED = True  # at the start: a task may predict no losses
@@ -44,9 +45,7 @@ def evaluate(
   batches: Iterable[Mapping[str, Any]],
 ) -> dict[str, float]:
   """One pass over `batches`: `loss`, `loss_se`, `loss_K`, `examples`."""
-  parts = [jax.device_get(rows(variables, batch)) for batch in batches]
-  losses = np.concatenate([one["losses"][one["weight"] > 0] for one in parts])
-  losses = losses.astype(np.float64)
+  losses = gather(rows, variables, batches)["losses"].astype(np.float64)
   n, each = len(losses), losses.mean(1)
   found = {"loss": float(each.mean())}
   found["loss_se"] = float(each.std() / math.sqrt(n))

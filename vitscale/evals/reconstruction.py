@@ -1,4 +1,4 @@
-"""How well images come back: error, PSNR, SSIM, and a Frechet distance.
+"""How well images come back: error, PSNR, SSIM, and distances of the whole set.
 
     evals.NAME = {"name": "reconstruction", "split": "test", "rfd": True}
 
@@ -8,12 +8,18 @@ it; `psnr_of_mse` is that of the mean of `mse`, which bad images pull down
 further. None counts as above CEILING, what rounding to 8 bits leaves: else one
 exact copy would make the mean infinite.
 
-`rfd_random_conv` is the distance between originals and reconstructions in the
-features of `metrics/features.py`; it is no FID. It is biased upward by order
-1/n: compare at equal `examples` only. `rfd_random_conv_floor` is what two
-random halves of the originals measure, at n/2 a side. Reconstructions share
-their images with the originals, so a distance may lie below: they then differ
-by less than fresh images would.
+`rfd_NET` is the Frechet distance between originals and reconstructions in the
+features of a network, `net` (metrics/networks.py): by default
+`rfd_random_conv`, which is no FID. With FID's own Inception, `net =
+"inception(path='FILE')"`, it is called `rfid`. It is biased upward by order
+1/n: compare at equal `examples` only. `rfd_NET_floor` is what two random
+halves of the originals measure, at n/2 a side. Reconstructions share their
+images with the originals, so a distance may lie below: they then differ by
+less than fresh images would. With `kid`, KID, precision and recall in the same
+features, of up to samples.KEPT images; they share images there too.
+`lpips = "lpips(path='FILE')"` adds the mean LPIPS of the pairs. Frames of a
+video are no sample of images: videos have scores that are means over frames,
+and no such distances.
 """
 
 import functools
@@ -28,110 +34,142 @@ import numpy as np
 
 from vitscale.core import sharding
 from vitscale.core.errors import UserError
-from vitscale.data.random import permutation
-from vitscale.metrics import features, images, moments
+from vitscale.evals import real_rows
+from vitscale.metrics import features, images, networks, samples
+from vitscale.metrics.networks import Network
 
 PLAIN = True  # asks `task.predict` alone: draws will do
-OPTIONS = ("rfd",)
+OPTIONS = ("rfd", "net", "kid", "lpips")
 TRACED = True  # at the start: a task may predict no reconstruction
 UNLABELLED = True  # any source of fitting images will do
 
-RFD = f"rfd_{features.NAME}"
-GROUPS = 20  # of the jackknife
-# Half of the groups but one, the floor's smallest part, still has a covariance.
-MINIMUM = GROUPS * -(-(features.DIM + 1) // (GROUPS // 2 - 1))
 ROUNDING = 1 / 12 / 255**2  # mean squared error of rounding to 8 bits
 CEILING = -10 * math.log10(ROUNDING)  # 58.9 dB
 SIDE = 2 * images.RADIUS + 1  # pixels that SSIM needs
 PIXELS = ("original", "reconstruction")
 
 
-def require(n: int, *, rfd: bool = True) -> None:
+def require(n: int, *, rfd: bool = True, kid: bool = False, **options) -> None:
   """Raises UserError where n images are too few for every score."""
-  if rfd and n < MINIMUM:
+  net, _ = _networks(rfd=rfd, kid=kid, **options)
+  least = samples.minimum(net.dim) if rfd else samples.KERNELS if kid else 0
+  if n < least:
+    what = f"r{net.frechet}" if rfd else f"kid_{net.name}"
     raise UserError(
-      f"{RFD} needs {MINIMUM} images, there are {n}: take more, or leave it"
-      " out with --evals 'reconstruction(rfd=False)'"
+      f"{what} needs {least} images, there are {n}: take more, or leave it"
+      f" out with --evals 'reconstruction({'rfd' if rfd else 'kid'}=False)'"
     )
 
 
+def _networks(
+  *, rfd: bool = True, net: str = features.NAME, kid: bool = False,
+  lpips: str = "",
+) -> tuple[Network | None, Network | None]:  # fmt: skip
+  """What sees images and what compares pairs, where they are asked for."""
+  return (
+    networks.network(net) if rfd or kid else None,
+    networks.distance(lpips) if lpips else None,
+  )
+
+
 def make(
-  task: Any, model: Any, *, rfd: bool = True
-) -> Callable[..., dict[str, jax.Array]]:
+  task: Any, model: Any, **options: Any
+) -> Callable[..., dict[str, Any]]:
   """A jittable `(variables, batch) -> rows`, see `per_image`.
 
+  Besides `pixels`, originals and reconstructions (b, h, w, c) in 0..1, where a
+  network is to see them.
+
   Raises:
-    UserError: on tracing, the task predicts no reconstruction.
+    UserError: on tracing, the task predicts no reconstruction; or a network
+      that isn't there.
   """
+  asked = [net for net in _networks(**options) if net]
 
   def rows(
     variables: Mapping[str, Any], batch: Mapping[str, jax.Array]
-  ) -> dict[str, jax.Array]:
+  ) -> dict[str, Any]:
     said = task.predict(model, variables, batch)
     if any(name not in said for name in PIXELS):
       raise UserError(
         "'reconstruction' wants a task that predicts one:"
         " task.name='reconstruct'"
       )
-    found = per_image(said, rfd=rfd)
-    return sharding.everywhere({**found, "weight": batch["weight"]})
+    found = {**per_image(said), "weight": batch["weight"]}
+    found = sharding.everywhere(found)
+    if any(_sees(net, said[PIXELS[0]].shape) for net in asked):
+      found["pixels"] = [said[name] for name in PIXELS]
+    return found
 
   return rows
 
 
-def per_image(
-  said: Mapping[str, jax.Array], *, rfd: bool = True
-) -> dict[str, jax.Array]:
-  """Scores (b,) of what a task predicts, and with `rfd` features (b, d).
+def per_image(said: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+  """Scores (b,) of what a task predicts.
 
-  Of videos (b, t, h, w, c) scores are means over frames. What images are too
-  small for, or have too many channels for, is left out with a warning.
+  Of videos (b, t, h, w, c) scores are means over frames. SSIM of images that
+  are too small for it is left out with a warning.
   """
   x, y = (said[name] for name in PIXELS)
   found = {k: v for k, v in said.items() if k not in PIXELS and v.ndim == 1}
-  *moves, height, width, channels = x.shape[1:]
-  x, y = (a.reshape(-1, height, width, channels) for a in (x, y))
+  shape = x.shape[-3:]
+  x, y = (a.reshape(-1, *shape) for a in (x, y))
   mean = lambda score: score.reshape(len(said[PIXELS[0]]), -1).mean(1)
   found["psnr"] = mean(jnp.minimum(images.psnr(x, y), CEILING))
-  side = min(height, width)
+  side = min(shape[:2])
   if side >= SIDE:
     found["ssim"] = mean(images.ssim(x, y))
   else:
     _warn(f"ssim is left out: images of {side} px, it needs {SIDE}")
-  if rfd and moves:
-    _warn(f"{RFD} is left out: frames of a video are no sample of images")
-  elif rfd and side >= features.LEAST and channels in (1, 3):
-    found |= {name: features.features(said[name]) for name in PIXELS}
-  elif rfd:
-    _warn(
-      f"{RFD} is left out: images are {height}x{width} with {channels}"
-      f" channels, it needs {features.LEAST} px and 1 or 3"
-    )
   return found
 
 
+def _sees(net: Network, shape: tuple[int, ...]) -> bool:
+  """Whether it does, with a warning if not."""
+  try:
+    if len(shape) > 4:
+      raise UserError(f"{net.name}: frames of a video are no sample of images")
+    networks.check(net, shape)
+  except UserError as error:
+    _warn(f"{error}: left out")
+    return False
+  return True
+
+
 def evaluate(
-  rows: Callable[..., dict[str, jax.Array]],
+  rows: Callable[..., dict[str, Any]],
   variables: Mapping[str, Any],
   batches: Iterable[Mapping[str, Any]],
   *,
   rfd: bool = True,
+  kid: bool = False,
+  **options: Any,
 ) -> dict[str, float]:
-  """One pass over `batches`; keeps 1 KB of features an image.
+  """One pass over `batches`; features are kept as metrics/samples.py does.
 
   Returns:
     Means over images of `mse`, `psnr`, `ssim` and the bottleneck's penalties,
-    `psnr_of_mse`, `rfd_random_conv` and its `_floor`, each with its standard
-    error `NAME_se`; `examples`. With fewer than MINIMUM images the distance
-    is left out with a warning.
+    `psnr_of_mse`; of the network `rfd_NET` or `rfid` and its `_floor`,
+    `kid_NET`, `precision_NET`, `recall_NET` and `lpips_NET`, each with its
+    standard error `NAME_se`; `examples`. What there are too few images for is
+    left out with a warning.
   """
+  net, far = _networks(rfd=rfd, kid=kid, **options)
+  sets = [samples.Samples(net.dim) for _ in PIXELS] if net else []
   parts = []
   for batch in batches:
-    found = jax.device_get(rows(variables, batch))
-    keep = found.pop("weight") > 0
-    parts.append({k: v[keep] for k, v in found.items()})
+    found = rows(variables, batch)
+    pixels = found.pop("pixels", None)
+    keep = np.asarray(found["weight"]) > 0
+    own = real_rows(found)
+    if pixels:
+      if far and _sees(far, pixels[0].shape):
+        own[far.name] = np.asarray(far(*pixels))[keep]
+      if net and _sees(net, pixels[0].shape):
+        for one, x in zip(sets, pixels):
+          one.add(np.asarray(net(x))[keep])
+    parts.append(own)
   whole = {k: np.concatenate([one[k] for one in parts]) for k in parts[0]}
-  x, y = (whole.pop(name, None) for name in PIXELS)
   n, out = len(whole["psnr"]), {}
   for name, value in whole.items():
     value = value.astype(np.float64)
@@ -140,36 +178,25 @@ def evaluate(
   error = max(out["mse"], ROUNDING)
   out["psnr_of_mse"] = -10 * math.log10(error)
   out["psnr_of_mse_se"] = 10 / math.log(10) * out["mse_se"] / error
-  if x is not None and n >= MINIMUM:
-    out |= distance(x, y)
-  elif x is not None:
-    _warn(f"{RFD} is left out: {n} images, it needs {MINIMUM}")
+  if net and sets[0].n:
+    out |= _of_sets(sets, net, rfd, kid)
   return {**out, "examples": n}
 
 
-def distance(x: np.ndarray, y: np.ndarray) -> dict[str, float]:
-  """`rfd_random_conv`, its floor and their errors.
-
-  The errors are jackknifes over GROUPS groups of images at random: of the
-  distance, originals with their reconstructions; of the floor, of one split
-  in halves, so that the mean over four has at most that.
-
-  Args:
-    x, y: features (n, d) of originals and reconstructions, n >= MINIMUM.
-  """
-  size = len(x) // GROUPS
-  order = permutation(0, 0, len(x))[: size * GROUPS]
-  originals, made = (
-    [moments.of(side[ids]) for ids in np.split(order, GROUPS)]
-    for side in (x, y)
-  )
-  halves = originals[: GROUPS // 2], originals[GROUPS // 2 :]
-  return {
-    RFD: moments.frechet(moments.of(x), moments.of(y)),
-    f"{RFD}_se": moments.standard_error(originals, made, paired=True),
-    f"{RFD}_floor": float(moments.split_half(x).mean()),
-    f"{RFD}_floor_se": moments.standard_error(*halves),
-  }
+def _of_sets(
+  sets: list[samples.Samples], net: Network, rfd: bool, kid: bool
+) -> dict[str, float]:
+  n, out, name = sets[0].n, {}, f"r{net.frechet}"
+  least = samples.minimum(net.dim)
+  if rfd and n >= least:
+    out |= samples.distance(*sets, name, paired=True)
+  elif rfd:
+    _warn(f"{name} is left out: {n} images, it needs {least}")
+  if kid and n >= samples.KERNELS:
+    out |= samples.likeness(*sets, net.name)
+  elif kid:
+    _warn(f"kid is left out: {n} images, it needs {samples.KERNELS}")
+  return out
 
 
 def facts(
@@ -177,20 +204,22 @@ def facts(
   model: Any,
   variables: Any,
   batch: Mapping[str, Any],
-  *,
-  rfd: bool = True,
+  **options: Any,
 ) -> dict[str, Any]:
-  """What belongs with the scores: the network, and what an image costs.
+  """What belongs with the scores: the networks, and what an image costs.
 
   Returns:
-    With `rfd` `feature_net`, its identity; where the model's `out` has a
-    latent `E`, its floats an image, and `pixels_per_float`, values of the
-    image for each of them (ViTok, 2501.09755, section 2).
+    `feature_net` and `lpips_net`, identities of networks, where there are any;
+    where the model's `out` has a latent, `E`, its floats an image, and
+    `pixels_per_float`, values of the image for each of them (ViTok,
+    2501.09755, section 2).
   """
   see = lambda v, b: model.apply(v, task.normalise(b["image"]))[1]
   out = jax.eval_shape(see, variables, batch)
-  rfd = rfd and batch["image"].ndim == 4  # videos have no such distance
-  found: dict[str, Any] = {"feature_net": features.IDENTITY} if rfd else {}
+  names = zip(("feature_net", "lpips_net"), _networks(**options))
+  found: dict[str, Any] = {}
+  if batch["image"].ndim == 4:
+    found |= {name: net.identity for name, net in names if net}
   if "latent" in out:
     found["E"] = math.prod(out["latent"].shape[1:])
     found["pixels_per_float"] = math.prod(batch["image"].shape[1:]) / found["E"]

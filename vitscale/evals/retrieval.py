@@ -31,6 +31,7 @@ import numpy as np
 from vitscale.core import sharding
 from vitscale.core.errors import UserError, nearest
 from vitscale.elastic import spec as spec_lib
+from vitscale.evals import gather
 
 TEMPERATURE = 0.07
 PAIRS = ("all", "same")
@@ -257,12 +258,7 @@ def collect(
   batches: Iterable[Mapping[str, Any]],
 ) -> dict[str, Features]:
   """All real rows of `batches` by encoder."""
-  parts = []
-  for batch in batches:
-    found = jax.device_get(features(variables, batch))
-    keep = found["weight"] > 0
-    parts.append(jax.tree.map(lambda x, keep=keep: x[keep], found))
-  whole = jax.tree.map(lambda *x: np.concatenate(x), *parts)
+  whole = gather(features, variables, batches)
   return {
     text: Features(x, whole["label"]) for text, x in whole["features"].items()
   }
