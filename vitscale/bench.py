@@ -165,8 +165,11 @@ def build(
   # Optimizers, one per player.
   players = {}
   for player, own, own_names in step_lib.owned(task, abstract, names):
+    group = read[player.optim].kwargs()
+    if player.frozen:
+      group["freeze"] = (*group.get("freeze", ()), player.frozen)
     players[player.name] = optim.make(
-      read[player.optim].kwargs(), own, own_names, total_steps=total_steps
+      group, own, own_names, total_steps=total_steps
     )
   ema, accumulate = read.get("ema", 0.0), read.get("accumulate", 1)
   if not 0 <= ema < 1:

@@ -62,6 +62,27 @@ class Cycle:
 
 
 @dataclasses.dataclass(frozen=True)
+class Every:
+  """A draw that is True at every k-th step, the first one included."""
+
+  name: str
+  k: int  # 2 or more
+
+  @property
+  def values(self) -> tuple[bool, bool]:
+    return False, True
+
+  @property
+  def weights(self) -> tuple[float, float]:
+    return self.k - 1.0, 1.0
+
+  def at(self, seed: int, step: int) -> bool:
+    """The value of this step; the seed changes nothing."""
+    del seed
+    return step % self.k == 0
+
+
+@dataclasses.dataclass(frozen=True)
 class Ramp:
   """A draw whose probabilities change over the run.
 
@@ -100,7 +121,7 @@ class Ramp:
     return _pick(self.name, self.values, weights, seed, step)
 
 
-Draws = Draw | Cycle | Ramp
+Draws = Draw | Cycle | Every | Ramp
 
 
 def _pick(name, values, weights, seed, step) -> Any:
