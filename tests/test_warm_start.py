@@ -340,9 +340,16 @@ def test_parents_that_do_not_fit(parent, changes, message):
 
 
 def test_statistics_are_not_left_behind(tmp_path):
+  """They come along, or it is an error."""
   made = config(model={"family": "tests.toys"}, ema=0.0)
   train(made, tmp_path / "run")
+  _, variables = workdir_lib.load(tmp_path / "run")
   made.init = {"from": str(tmp_path / "run")}
+  state = begun(made)
+  mean = variables["batch_stats"]["mean"]
+  assert np.any(mean) and state["mutable"]["batch_stats"].keys() == {"mean"}
+  np.testing.assert_array_equal(state["mutable"]["batch_stats"]["mean"], mean)
+  made.init["how"] = "append"
   with pytest.raises(UserError, match="keeps 'batch_stats' beside"):
     begun(made)
 

@@ -10,7 +10,7 @@ import functools
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -100,8 +100,19 @@ class Parent:
       }
     )
 
+  @property
+  def collections(self) -> set[str]:
+    """Statistics and codebooks it keeps beside its parameters."""
+    parts = [name.split("/") for name in self.leaves]
+    return {p[1] for p in parts if p[0] == "mutable"} - {TEACHER}
+
   def read(
-    self, abstract: Any, branch: str | None = None, *, skip: str = ""
+    self,
+    abstract: Any,
+    branch: str | None = None,
+    *,
+    skip: str = "",
+    beside: Collection[str] = (),
   ) -> dict[str, Any]:
     """Verified leaves below a branch, placed as `abstract` says.
 
@@ -109,17 +120,18 @@ class Parent:
       abstract: tree of ShapeDtypeStruct.
       branch: of the checkpoint, default the weights.
       skip: regex of paths, on either side, that are left out.
+      beside: collections that the caller reads besides the weights.
 
     Returns:
       Path -> array, for every path of `abstract` that isn't skipped.
 
     Raises:
       UserError: the paths, shapes or dtypes differ (listed), nothing is
-        skipped by `skip`, or there is more to the weights than parameters.
+        skipped by `skip`, or there are `collections` besides the weights.
     """
     branch = branch or self.weights
     if branch == self.weights:
-      self._check_plain()
+      self._check_plain(beside)
     left_out = lambda path: bool(skip) and re.fullmatch(skip, path)
     have, want = tree.flatten(self.shapes(branch)), tree.flatten(abstract)
     if skip and not any(map(left_out, want)):
@@ -136,12 +148,10 @@ class Parent:
     found = self._store.part(tree.unflatten(want), sources, self.step)
     return tree.flatten(found)
 
-  def _check_plain(self) -> None:
-    """Raises UserError for a run with statistics beside its parameters."""
-    parts = [name.split("/") for name in self.leaves]
-    others = {p[1] for p in parts if p[0] == "mutable"} - {TEACHER}
-    if others:
+  def _check_plain(self, beside: Collection[str]) -> None:
+    """Raises UserError where it keeps what is not read."""
+    if others := self.collections - set(beside):
       raise UserError(
         f"{self.folder} keeps {sorted(others)[0]!r} beside its parameters,"
-        " which are all that another run can read"
+        " which are all that this run can read"
       )

@@ -139,7 +139,8 @@ def begin(bench: Bench) -> State:
   for branch, parent in getattr(bench.task, "teachers", {}).items():
     abstract = bench.abstract["mutable"][branch]
     # Looked at anew: a bench outlives a teacher that trains on.
-    read = tree.like(abstract, Parent(parent.path).read(abstract))
+    again = type(parent)(parent.path)
+    read = tree.like(abstract, again.read(abstract))
     state["mutable"] = {**state["mutable"], branch: read}
   start = of(config)
   if start is None:
@@ -163,9 +164,17 @@ def begin(bench: Bench) -> State:
 
 
 def same(bench: Bench, state: State, parent: Parent, start: WarmStart) -> None:
-  """Fills a state with the parent's parameters, but for those skipped."""
+  """Fills a state with the parent's parameters, but for those skipped.
+
+  Collections (statistics, codebooks) come along where both have them.
+  """
   drawn = tree.flatten(state["params"])
-  found = parent.read(bench.abstract["params"], skip=start.skip)
+  both = set(bench.abstract["mutable"]) & parent.collections
+  found = parent.read(bench.abstract["params"], skip=start.skip, beside=both)
+  for name in sorted(both):
+    branch, shapes = f"mutable/{name}", bench.abstract["mutable"][name]
+    read = tree.like(shapes, parent.read(shapes, branch))
+    state["mutable"] = {**state["mutable"], name: read}
   if start.skip:
     _tell_skipped(parent, drawn, found)
   state["params"] = tree.like(state["params"], drawn | found)
