@@ -10,6 +10,7 @@ from vitscale.bench import build
 from vitscale.core import axes
 from vitscale.core.errors import UserError
 from vitscale.data import sources
+from vitscale.metrics import features, images
 from vitscale.models import vitok
 from vitscale.tasks import reconstruct
 from vitscale.train import train
@@ -102,6 +103,49 @@ def test_kl_of_an_image_is_that_of_a_float_times_their_number():
   )
 
 
+@pytest.mark.parametrize("name", ["perceptual", "ssim"])
+def test_what_is_seen_is_a_term(name):
+  """By its own metric; 0 for equal images, a gradient for unequal ones."""
+  task, _, _, batch = setup({"weights": {"l2": 1.0, name: 0.5}})
+  image = task.normalise(batch["image"])
+  grey = lambda x: x / 2 + 0.5  # mean and std are .5
+  measure = {
+    "perceptual": features.distance,
+    "ssim": lambda x, y: 1 - images.ssim(x, y),
+  }[name]
+
+  @jax.jit
+  def run(made):
+    term = lambda made: task.terms(image, made, {"penalties": {}})[name]
+    video = lambda x: x.reshape(2, 2, *x.shape[1:])
+    frames = task.terms(video(image), video(made), {"penalties": {}})[name]
+    want = measure(grey(image), grey(made)).mean()
+    return jax.value_and_grad(term)(made), frames, want
+
+  other = jnp.flip(image, 1)
+  (value, slope), frames, want = run(other)
+  np.testing.assert_allclose(value, want, rtol=1e-5)
+  np.testing.assert_allclose(value, frames, rtol=1e-5)
+  assert np.isfinite(slope).all() and jnp.abs(slope).max() > 0
+  eps = 1e-3 / jnp.linalg.norm(slope)
+  (down, _), *_ = run(other - eps * slope)
+  fall = eps * jnp.square(slope).sum()
+  np.testing.assert_allclose(value - down, fall, rtol=0.05)
+  (same, slope), *_ = run(image)
+  assert abs(same) < 1e-6 and np.isfinite(slope).all()
+  assert jnp.isfinite(run(jnp.zeros_like(image) - 1)[0][1]).all()  # black
+
+
+def test_what_is_seen_is_weighed():
+  weights = {"l2": 1.0, "perceptual": 0.5, "ssim": 0.1}
+  task, *rest = setup({"weights": weights, "perceptual": "random_conv"})
+  loss, aux = loss_of(task, *rest)
+  said = aux["metrics"]
+  want = said["l2"] + 0.5 * said["perceptual"] + 0.1 * said["ssim"]
+  np.testing.assert_allclose(loss, want + 1e-3 * said["kl"], rtol=1e-6)
+  assert said["perceptual"] > 0 and 0 < said["ssim"] < 2
+
+
 def test_latents_are_drawn_in_training_alone():
   task, model, variables, batch = setup({})
   one, other = (loss_of(task, model, variables, batch, s)[0] for s in (0, 1))
@@ -119,6 +163,12 @@ def test_latents_are_drawn_in_training_alone():
     ({"kl_per": "token"}, "kl_per 'token'"),
     ({"mean": (0.5, 0.5)}, "need 1 values, one per channel"),
     ({"std": (0.0,)}, "should be above 0"),
+    ({"perceptual": "random_conv"}, r"say what it weighs, in task\.weights"),
+    ({"weights": {"l2": 1.0, "perceptual": 1.0}, "perceptual": "randomconv"},
+     r"task\.perceptual: .*'randomconv', did you mean 'random_conv'"),
+    ({"weights": {"l2": 1.0, "perceptual": 1.0}, "perceptual": "lpips"},
+     r"task\.perceptual: .*lpips needs 'path'"),
+    ({"weights": {"perceptual": 1.0}}, "no weight on pixels"),
   ],
 )  # fmt: skip
 def test_refuses(group, text):

@@ -66,5 +66,7 @@ def layers(get: Get, images: jax.Array, net: str) -> list[jax.Array]:
 
 
 def _unit(x: jax.Array) -> jax.Array:
-  """Of length 1 over channels; 0 stays 0."""
-  return x / (jnp.sqrt(jnp.square(x).sum(-1, keepdims=True)) + 1e-10)
+  """Of length 1 over channels; 0 stays 0, with a gradient of 0."""
+  squares = jnp.square(x).sum(-1, keepdims=True)
+  length = jnp.sqrt(jnp.where(squares > 0, squares, 1.0))
+  return jnp.where(squares > 0, x / (length + 1e-10), 0.0)

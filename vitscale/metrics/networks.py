@@ -4,8 +4,12 @@
     inception(path)      FID's network from a user's file, metrics/inception.py
     efficientnet_lite0   trained, from a package, metrics/efficientnet.py
 
-and one that compares pairs of images, `distance("lpips(path='FILE')")`, see
-metrics/lpips.py. Only features of the published Inception make an FID: every
+and those that compare pairs of images, `distance("lpips(path='FILE')")`:
+
+    random_conv          as above
+    lpips(path)          from a user's file, metrics/lpips.py
+
+Only features of the published Inception make an FID: every
 other network's name goes with its numbers.
 """
 
@@ -122,6 +126,12 @@ def random_conv() -> Network:
   )
 
 
+def random_conv_distance() -> Network:
+  """See metrics/features.py."""
+  apart = lambda get, x, y: features.distance(x, y)
+  return Network(features.NAME, features.IDENTITY, 1, features.LEAST, {}, apart)
+
+
 def inception(path: str, sha256: str = "") -> Network:
   """See metrics/inception.py; other weights only if `sha256` names them."""
   state, found = weights.load(path, sha256 or inception_lib.SHA256)
@@ -176,5 +186,5 @@ NETWORKS: dict[str, dict[str, Callable[..., Any]]] = {
     inception_lib.NAME: inception,
     efficientnet.NAME: efficientnet_lite0,
   },
-  DISTANCES: {lpips_lib.NAME: lpips},
+  DISTANCES: {features.NAME: random_conv_distance, lpips_lib.NAME: lpips},
 }

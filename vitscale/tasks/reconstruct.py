@@ -7,7 +7,7 @@ The loss is a weighted sum of means over the batch (ViTok, 2501.09755, section
 
     l2 l1 charbonnier   of pixels normalised to about -1..1, means over all
     ssim                1 - SSIM of pixels in 0..1 (metrics/images.py)
-    perceptual          between features of a network that stays as it is
+    perceptual          of what a network sees, `task.perceptual`
     PENALTY             of the bottleneck, by its name: kl commit codebook ...
 
 One is weighed 0 only by saying so: a penalty without a weight has that of
@@ -15,16 +15,14 @@ WEIGHTS. `kl` is a mean over the floats of a latent, as in ViTok's release;
 `kl_per="image"` sums them, and a weight of 1e-3 / E then says the same. A KL
 term between floats and pixels depends on the unit: what counts is this file's.
 
-The network of `perceptual` is `task.perceptual`, by default "random_conv": the
-random convolutions of metrics/features.py, which know edges and no objects. It
-is a stand-in for LPIPS (1801.03924) and not LPIPS. Of each layer the features
-at a place are brought to length 1; the squared distance is a sum over
-channels, a mean over places and images, and a sum over layers.
+A network is one of metrics/networks.py that compare images, and does not learn:
+"lpips(path='FILE', net='vgg')" as published, of a user's file, or by default
+"random_conv", which knows edges and no objects, and is not LPIPS.
 """
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -32,12 +30,10 @@ import jax
 import jax.numpy as jnp
 
 from vitscale.core.errors import UserError, nearest
-from vitscale.metrics import features, images
+from vitscale.metrics import features, images, networks
 from vitscale.tasks import Player, classify, forward
 
 Batch = Mapping[str, jax.Array]
-# (b, h, w, c) in 0..1 -> (b, rows, columns, channels) of each layer.
-Network = Callable[[jax.Array], Sequence[jax.Array]]
 
 PIXELS = {
   "l2": jnp.square,
@@ -48,7 +44,6 @@ PIXELS = {
 WEIGHTS = {"kl": 1e-3, "codebook": 1.0, "commit": 0.25, "entropy": 0.1}
 PER = ("float", "image")
 PERCEPTUAL, SSIM = "perceptual", "ssim"
-NETWORKS: dict[str, Network] = {features.NAME: features.layers}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,14 +54,14 @@ class Task:
     mean, std: of each channel, pixels in 0..1.
     weights: name -> weight, of PIXELS and of the bottleneck's penalties.
     kl_per: "float" or "image", what `kl` is a mean or a sum over.
-    network: of the term `perceptual`.
+    network: of the term `perceptual`, of two (b, h, w, c) in 0..1 -> (b,).
   """
 
   mean: tuple[float, ...]
   std: tuple[float, ...]
   weights: tuple[tuple[str, float], ...] = (("l2", 1.0),)
   kl_per: str = "float"
-  network: Network = features.layers
+  network: networks.Network | None = None
   players: tuple[Player, ...] = (Player(),)
   any_draw = True
 
@@ -142,7 +137,8 @@ class Task:
       if SSIM in asked:
         far[SSIM] = 1 - images.ssim(*pair).mean()
       if PERCEPTUAL in asked:
-        far[PERCEPTUAL] = perceptual(self.network, *pair)
+        networks.check(self.network, pair[0].shape)
+        far[PERCEPTUAL] = self.network(*pair).mean()
     return far | penalties
 
   def predict(
@@ -178,20 +174,6 @@ class Task:
     return jnp.square(far).mean(tuple(range(1, far.ndim)))
 
 
-def perceptual(network: Network, x: jax.Array, y: jax.Array) -> jax.Array:
-  """Mean distance of two (b, h, w, c) in 0..1, between what a network sees."""
-  total = jnp.zeros(())
-  for u, v in zip(network(x), network(y), strict=True):
-    far = jnp.square(_directions(u) - _directions(v)).sum(-1)
-    total += far.mean()
-  return total
-
-
-def _directions(x: jax.Array) -> jax.Array:
-  """Of length 1 over the last axis; 0 stays 0, and has a gradient."""
-  return x * jax.lax.rsqrt(jnp.square(x).sum(-1, keepdims=True) + 1e-10)
-
-
 def make(config: Mapping[str, Any], source: Any) -> Task:
   """A Task from the config group `task`.
 
@@ -199,7 +181,7 @@ def make(config: Mapping[str, Any], source: Any) -> Task:
 
   Raises:
     UserError: no pixel term, a weight below 0, a wrong number of channels, or
-      a network that isn't known or weighed.
+      a network that isn't there or isn't weighed.
   """
   group = config.get("weights") or {"l2": 1.0}
   weights = {name: group[name] for name in group}
@@ -213,13 +195,16 @@ def make(config: Mapping[str, Any], source: Any) -> Task:
   kl_per = config.get("kl_per", "float")
   if kl_per not in PER:
     raise UserError(f"task.kl_per {kl_per!r}{nearest(kl_per, PER)}")
-  if PERCEPTUAL in config and PERCEPTUAL not in weights:
+  network, text = None, config.get(PERCEPTUAL, features.NAME)
+  if PERCEPTUAL in weights:
+    try:
+      network = networks.distance(str(text))
+    except UserError as error:
+      raise UserError(f"task.perceptual: {error}") from None
+  elif PERCEPTUAL in config:
     raise UserError("task.perceptual: say what it weighs, in task.weights")
-  name = config.get(PERCEPTUAL, features.NAME)
-  if name not in NETWORKS:
-    raise UserError(f"task.perceptual {name!r}{nearest(name, NETWORKS)}")
   half = (0.5,) * len(source.mean)
   mean, std = classify.statistics(config, half, half)
   if min(std) <= 0:
     raise UserError(f"task.std={std}: should be above 0")
-  return Task(mean, std, tuple(weights.items()), kl_per, NETWORKS[name])
+  return Task(mean, std, tuple(weights.items()), kl_per, network)
