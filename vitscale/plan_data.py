@@ -55,7 +55,9 @@ def source(
     channels = asked.get("channels", 3)
     shape = (PIXELS, PIXELS, channels)
     if "frames" in asked:  # videos
-      shape = (max(asked["frames"], asked.get("window", 0)), *shape)
+      side = asked.get("size") or PIXELS
+      frames = max(asked["frames"], asked.get("window", 0))
+      shape = (frames, side, side, channels)
     found = source_lib.Source(
       images=functools.partial(_blank, shape),
       label=np.zeros(given["examples"], np.int32),

@@ -38,6 +38,7 @@ def scores(devices):
   nested.evals, tokenizer.evals, moving.evals = EVALS, PIXELS, VIDEOS
   moving.data = {"source": "moving_fields", "size": 16, "n": 20, "frames": 4}
   moving.model.variant = "mu/2x8"
+  tokenizer.model.hierarchy = "scales(1)"
   configs = (nested, tokenizer, moving)
   return {k: v for one in configs for k, v in of(one, devices).items()}
 

@@ -117,7 +117,7 @@ def test_speed_is_the_ratio_of_steps(study, factor):
 # --------------------------------------------------------------------- claims
 
 
-def results(study, psnr, *, seeds=(0, 1, 2), noise=0.01, speed=None):
+def results(study, psnr, *, seeds=(0, 1, 2), noise=0.01):
   """Finished runs of `cpu` with these PSNR, and speeds like them."""
   rng, done = np.random.default_rng(0), {}
   for arm in study.ARMS:

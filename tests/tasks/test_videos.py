@@ -9,8 +9,9 @@ from PIL import Image
 
 from tests.runs import complaint
 from tests.tasks import test_reconstruct
-from vitscale import cli
+from vitscale import cli, plan_data
 from vitscale.bench import build
+from vitscale.core import config as config_lib
 from vitscale.core.log import read_rows
 from vitscale.evals import reconstruction
 from vitscale.metrics import images
@@ -61,6 +62,18 @@ def test_facts_count_tubelets():
   assert facts["flops_per_example"] == 3 * forward - embed
   shape = bench.inputs[1]["image"].shape
   assert shape == (16, 4, 16, 16, 1)
+
+
+def test_videos_that_are_not_here_can_be_planned_for():
+  made = config_lib.load("vitok_video:path=/nowhere,sizes=xs-xs,window=20")
+  asked = {"config": "vitok_video", "classes": 1, "examples": 999}
+  source, said = plan_data.source(made, asked)
+  assert not said["here"] and len(source) == 999
+  (clip,) = source.read(np.array([0]))["image"]
+  assert clip.shape == (20, 128, 128, 3)
+  bench = build(made, source=source)
+  assert bench.inputs[1]["image"].shape == (256, 16, 128, 128, 3)
+  assert bench.facts["tokens_per_example"] == 1024
 
 
 def test_scores_are_means_over_frames():
