@@ -18,8 +18,9 @@ x are tokens (b, n, d) in compute type, z (b, n, c) float32, c = `self.code`.
 `out["penalties"]` has name -> (b,) float32, what a task may weigh, a mean over
 the floats of a token unless its file says otherwise; besides `mean` and
 `log_variance`, or `indices` (b, n) int32, which `codes(indices)` turns into z
-again. In training draws come from the stream "latent"; otherwise nothing is
-random. All tokens are taken as real, padded examples too.
+again (of `residual_vq` more than n, those of all scales). In training draws
+come from the stream "latent"; otherwise nothing is random. All tokens are taken
+as real, padded examples too.
 """
 
 import functools
