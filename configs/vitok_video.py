@@ -12,8 +12,8 @@ first 16. S-B/4x8 on 16 x 128 x 128: 1,024 tokens, E = 16,384.
 Published recipe: 100k steps of 256 videos, the rest as in vitok.py; the
 release weighs KL by 1e-3 x 4,096 / E per float, here 2.5e-4.
 
-Hardware: S-B/4x8 is 161 GMACs forward a clip, 965 GFLOPs in training. Two CPU
-cores take a step of one clip (dtype=float32,batch=1), see below.
+Hardware: S-B/4x8 is 161 GMACs forward a clip, 965 GFLOPs in training. On CPUs,
+dtype=float32, a step peaks at 3.8 GiB of memory with batch=1, 5.2 with 2.
 Time: not stated by the paper, not run by us.
 Score: PSNR 30.1 and SSIM .923 on UCF-101 at 16 x 128 x 128 (published, with
 LPIPS and stage 2, not run by us).

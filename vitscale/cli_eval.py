@@ -24,8 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   )  # fmt: skip
   parser.add_argument(
     "--data", nargs="+", default=[], metavar="DIR|key=value",
-    help="images in DIR/CLASS/, or options of a data source, of another one"
-    " with source=NAME",
+    help="images in DIR/CLASS/ or DIR itself, or options of a data source, of"
+    " another one with source=NAME",
   )  # fmt: skip
   parser.add_argument(
     "--split", metavar="NAME",
@@ -68,7 +68,9 @@ def text(result: Mapping[str, Any]) -> str:
     ratio = number(result["pixels_per_float"])
     lines.append(f"E = {result['E']} floats, {ratio} values of an example each")
   if "feature_net" in result:
-    lines.append(f"features of {result['feature_net']}: no FID")
+    fid = {"fid", "rfid"} & set(result["metrics"])
+    verdict = "" if fid else ": no FID"
+    lines.append(f"features of {result['feature_net']}{verdict}")
   return "\n".join(lines)
 
 
@@ -124,7 +126,7 @@ def evaluate(
   named = group.pop("source")
   source = sources.make(named, split=split, **group)
   for name in asked:
-    _check_source(name, modules[name], source, bench.source)
+    _check_source(name, modules[name], source, bench)
   any_size = transform is not None or not data
   if transform is None:
     transform = own.get("transform", "")
@@ -243,7 +245,7 @@ def _data(
 ) -> tuple[dict[str, Any], str]:
   """Options of a source, with its name as `source`; and the split."""
   from vitscale.core import config as config_lib
-  from vitscale.data.folder import ALIASES
+  from vitscale.data.folder import ALIASES, is_flat
 
   group, items = dict(trained), list(data)
   if split in (None, own.get("split")):
@@ -252,8 +254,12 @@ def _data(
     path = Path(items.pop(0)).expanduser()
     group = {"source": "folder", "path": str(path), "channels": learned[-1]}
     if len(learned) == 4:
-      group |= {"source": "video", "frames": learned[0]}
+      mine = trained if trained["source"] == "video" else {}
+      cut = {key: mine[key] for key in ("stride", "size") if key in mine}
+      group |= {"source": "video", "frames": learned[0], **cut}
     kinds = [name for names in ALIASES.values() for name in names]
+    if is_flat(path) and group["source"] == "folder":
+      group["flat"] = True
     if split is None and not any((path / name).is_dir() for name in kinds):
       split, group = "train", {**group, "val": 0.0, "test": 0.0}
   elif any(item.startswith("source=") for item in items):
@@ -266,10 +272,12 @@ def _data(
 # ------------------------------------------------------------------ what fits
 
 
-def _check_source(name: str, module: Any, source: Any, trained: Any) -> None:
+def _check_source(name: str, module: Any, source: Any, bench: Any) -> None:
   """Raises UserError for other classes than those the run learned."""
-  if getattr(module, "UNLABELLED", False):
+  free = getattr(module, "UNLABELLED", False)
+  if free(bench.model) if callable(free) else free:
     return
+  trained = bench.source
   ours, theirs = trained.class_names, source.class_names
   if ours != theirs:
     strange = [c for c in theirs if c not in ours] or theirs
@@ -306,7 +314,10 @@ def _check_fits(
     raise UserError(f"{said}: other channels")
   if shape != learned and not any_size:
     raise UserError(f"{said}: give --transform 'resize({learned[-3]})'")
-  see = lambda v, b: bench.model.apply(v, bench.task.normalise(b["image"]))
+  task = bench.task
+  plain = lambda batch: task.normalise(batch["image"])
+  inputs = getattr(task, "inputs", plain)
+  see = lambda v, b: bench.model.apply(v, inputs(b))
   try:
     jax.eval_shape(see, variables, batch)
   except (UserError, flax.errors.FlaxError, TypeError, ValueError) as error:

@@ -137,7 +137,7 @@ def scores(done: Results) -> Table:
       "SSIM": round(mean("eval/test/ssim"), 4),
       "rFD": round(mean("eval/test/rfd_random_conv"), 4),
       "rFD floor": round(mean("eval/test/rfd_random_conv_floor"), 4),
-      "training TFLOPs": round(mean("flops") / 1e12, 2),
+      "training TFLOPs": round(mean("flops") / 1e12, 3),
     })  # fmt: skip
   return Table(
     "Test scores, means over seeds",

@@ -9,7 +9,7 @@ from PIL import Image
 
 from tests.runs import complaint
 from tests.tasks import test_reconstruct
-from vitscale import cli, plan_data
+from vitscale import cli, cli_eval, evals, plan_data
 from vitscale.bench import build
 from vitscale.core import config as config_lib
 from vitscale.core.log import read_rows
@@ -90,11 +90,20 @@ def test_scores_are_means_over_frames():
 
 
 def test_the_distance_is_left_out_with_a_warning(capfd):
-  reconstruction._warn.cache_clear()
-  x = np.zeros((1, 2, 32, 32, 3), np.float32)
-  said = {"original": x, "reconstruction": x, "mse": np.zeros(1, np.float32)}
-  jax.eval_shape(reconstruction.per_image, said)
-  assert "rfd_random_conv is left out: frames of" in capfd.readouterr().err
+  bench = build(config())
+  capfd.readouterr()
+  evals.warn.cache_clear()
+  rows = reconstruction.make(bench.task, bench.model)
+  variables = {"params": bench.abstract["params"]}
+  shape = (2, 4, 16, 16, 1)
+  batch = {
+    "image": jax.ShapeDtypeStruct(shape, np.uint8),
+    "weight": jax.ShapeDtypeStruct(shape[:1], np.float32),
+  }
+  found = jax.eval_shape(rows, variables, batch)
+  assert found["psnr"].shape == (2,) and "pixels" not in found
+  said = capfd.readouterr().err
+  assert "frames of a video are no sample of images: left out" in said
 
 
 def clips(root, count, size=(16, 16), n=3):
@@ -127,6 +136,15 @@ def test_eval_of_the_runs_data_and_of_other_videos(tokenizer, tmp_path, capfd):
   assert evaluate(tokenizer, *data) == 0
   result = json.loads(capfd.readouterr().out)
   assert result["data"]["images"] == 3 and result["metrics"]["psnr"]["n"] == 3
+
+
+def test_other_videos_are_cut_as_the_runs_own():
+  """A run of every second frame is not scored on every frame."""
+  own = {"source": "video", "path": "a", "stride": 2, "size": 16, "window": 9}
+  data = lambda own: cli_eval._data(own, {}, ["b"], "val", (4, 16, 16, 1))[0]
+  want = {"source": "video", "path": "b", "frames": 4, "channels": 1}
+  assert data(own) == {**want, "stride": 2, "size": 16}
+  assert data({"source": "moving_fields", "size": 16}) == want
 
 
 @pytest.mark.parametrize(
