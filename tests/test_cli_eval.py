@@ -9,7 +9,7 @@ from PIL import Image
 
 from tests import toys
 from tests.runs import complaint, contents
-from tests.tasks import test_reconstruct
+from tests.tasks import test_diffuse, test_reconstruct
 from vitscale import cli, cli_eval, workdir
 from vitscale.core.log import read_rows
 from vitscale.data import sources
@@ -153,10 +153,26 @@ def test_a_folder_of_the_same_images(tokenizer, tmp_path, scored):
   assert other["data"]["options"]["path"] == str(folder)
 
 
+def test_a_folder_without_classes(tokenizer, tmp_path, scored):
+  """Of images that lie in it; only for scores that ask for no class."""
+  data = sources.make("fields", split="test", size=16, n=12)
+  image = data.read(np.arange(12))["image"]
+  classes = scored(tokenizer, *BRIEF, "--data", photos(tmp_path / "a", image))
+  (tmp_path / "b").mkdir()
+  for path in (tmp_path / "a").rglob("*.png"):
+    path.rename(tmp_path / "b" / path.name)
+  flat = scored(tokenizer, *BRIEF, "--data", tmp_path / "b")
+  assert flat["data"]["options"]["flat"]
+  for name, found in classes["metrics"].items():
+    assert flat["metrics"][name]["n"] == found["n"] == 12
+    value = flat["metrics"][name]["value"]
+    assert value == pytest.approx(found["value"], rel=1e-4), name
+
+
 def test_what_is_read_of_a_folder(tmp_path):
   own = {"source": "fields", "n": 5}
   asked = lambda *data, split=None: cli_eval._data(
-    own, {"split": "val", "data": {"n": 3}}, data, split, 1
+    own, {"split": "val", "data": {"n": 3}}, data, split, (8, 8, 1)
   )
   assert asked() == ({"source": "fields", "n": 3}, "val")
   assert asked(split="test") == (own, "test")
@@ -182,6 +198,57 @@ def test_another_source_and_a_transform(tokenizer, scored):
   assert result["data"]["images"] == 9
   assert result["data"]["options"] == {"size": 30, "n": 9}
   assert (result["E"], result["pixels_per_float"]) == (36, 16.0)
+
+
+# ------------------------------------------------------------- a generator
+
+
+@pytest.fixture(scope="module")
+def generator(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("generator") / "run"
+  made = test_diffuse.config(total_steps=2)
+  made.evals.end = {
+    "name": "generation", "split": "val", "batch_size": 12, "fd": False,
+    "sample": "steps=2",
+  }  # fmt: skip
+  train(made, folder)
+  return folder
+
+
+def test_a_generator_again(generator, scored):
+  asked = "generation(fd=False, sample='steps=2')"
+  # Averaged weights, as at the end of training.
+  result = scored(generator, "--evals", asked, "--split", "val",
+                  "--batch-size", 12)  # fmt: skip
+  assert_as_logged(result, logged(generator, "end"))
+  assert set(result["metrics"]) == {
+    "kid_random_conv", "precision_random_conv", "recall_random_conv",
+  }  # fmt: skip
+  assert result["feature_net"] == features.IDENTITY
+  assert "no FID" in cli_eval.text(result)
+  other = scored(
+    generator, "--evals", asked.replace(")", ", n=25, seed=1, guidance=2.0)")
+  )
+  assert {m["n"] for m in other["metrics"].values()} == {25}
+
+
+@pytest.mark.parametrize(
+  ("args", "says"),
+  [
+    (["generation"], "fd_random_conv needs 300 images, there are 64: take"),
+    (["generation(fd=False, n=19)"], "kid_random_conv needs 20 images, there"),
+    (["generation(stepz=2)"], "no option 'stepz'"),
+    (["generation(sample='stepz=2')"], "no 'stepz', did you mean 'steps'?"),
+    (["generation", "--data", "flat"], "the data have 1 classes, with"),
+  ],
+)
+def test_a_bad_generation_is_one_line(generator, tmp_path, monkeypatch, capfd,
+                                      args, says):  # fmt: skip
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / "flat").mkdir()
+  Image.new("L", (8, 8)).save(tmp_path / "flat" / "a.png")
+  assert cli.main(["eval", str(generator), "--evals", *args]) == 2
+  assert says in complaint(capfd.readouterr().err)
 
 
 # ------------------------------------------------------------------ bad input

@@ -47,7 +47,9 @@ def evals(
   `draw` fixes what training draws: `{"patch_size": 8}`.
 
   A module's `OPTIONS` are further keys, passed on to it; `DATA` names groups
-  of a split of their own, whose batches `evaluate` gets (see retrieval).
+  of a split of their own, whose batches `evaluate` gets (see retrieval). What
+  `make` gives is compiled, unless the module says EAGER; with TOKENIZER it is
+  told the data's.
   """
   made, settings = {}, read.group("pack").kwargs()
   for label, group in read.group("evals").items():
@@ -85,7 +87,11 @@ def evals(
           " example is compared with the others"
         )
     asked = _At(model, draw) if draw else model
-    sums = jax.jit(module.make(task, asked, **options))
+    if getattr(module, "TOKENIZER", False):
+      options["tokenizer"] = source.tokenizer
+    sums = module.make(task, asked, **options)
+    if not getattr(module, "EAGER", False):
+      sums = jax.jit(sums)
     if draw or getattr(module, "TRACED", False):  # what won't do fails now
       where = f"evals.{label}.draw" if draw else f"evals.{label}"
       _check(sums, variables, batches, where)

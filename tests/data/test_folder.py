@@ -52,6 +52,25 @@ def test_explicit_splits(tmp_path):
   assert train.mean == (0.485, 0.456, 0.406)
 
 
+def test_images_without_classes(tmp_path):
+  for top in ("a", "b/train", "b/val"):
+    for i in range(10):
+      _write(tmp_path / top / f"{i}.png", (i, 0, 0))
+  assert folder_lib.is_flat(tmp_path / "a")
+  assert not folder_lib.is_flat(tmp_path / "b")  # has folders
+  assert not folder_lib.is_flat(tmp_path / "none")
+  parts = [folder(str(tmp_path / "a"), s, flat=True) for s in ("train", "val")]
+  assert [len(part) for part in parts] == [9, 1]
+  assert len(set(_paths(parts[0]) + _paths(parts[1]))) == 10
+  val = folder(str(tmp_path / "b"), "val", flat=True)
+  assert len(val) == 10 and val.class_names == ("images",)
+  assert val.read(np.array([7]))["image"][0][0, 0, 0] == 7
+  with pytest.raises(UserError, match=r"no images in .*b itself; leave flat"):
+    (tmp_path / "b/train").rename(tmp_path / "b/cat")
+    (tmp_path / "b/val").rename(tmp_path / "b/dog")
+    folder(str(tmp_path / "b"), flat=True)
+
+
 def test_class_numbers_come_from_train(tmp_path):
   _fill(tmp_path, ("ant", "bee", "cat"), tops=("train",))
   _fill(tmp_path, ("cat",), tops=("validation",))

@@ -8,6 +8,7 @@ import pytest
 
 from tests.metrics.test_networks import lpips_file
 from tests.tasks.test_reconstruct import config
+from vitscale import evals
 from vitscale.bench import build
 from vitscale.core.errors import UserError
 from vitscale.data import sources
@@ -34,7 +35,7 @@ class Task:
 @pytest.fixture(autouse=True)
 def anew():
   """What was said to another test is said again."""
-  reconstruction._warn.cache_clear()
+  evals.warn.cache_clear()
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
   photos/train/cat/*.jpg  photos/train/dog/*.jpg  photos/val/cat/*.jpg ...
   photos/cat/*.jpg        photos/dog/*.jpg
+  photos/*.jpg            with flat=True: no classes
 
 Without a folder for a split, a fixed share of each class is held out, picked
 by a hash of the file names. Files may lie deeper than the class folder;
@@ -35,6 +36,7 @@ REMEDY = (
   "remove it, or set data.check=True to leave out all such files, and start a"
   " new workdir: the data are others then"
 )
+FLAT = "images"  # the class of images that have none
 # ImageNet's, which published recipes use for every set of photographs.
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -62,6 +64,7 @@ def folder(
   val: float = 0.1,
   test: float = 0.0,
   channels: int = 3,
+  flat: bool = False,
   check: bool = False,
   mean: Sequence[float] | None = None,
   std: Sequence[float] | None = None,
@@ -75,6 +78,7 @@ def folder(
       that split (at least one image of a class that has two).
     channels: 3 converts everything to RGB, 1 to grey; transparency becomes
       white, and the orientation that cameras note is applied.
+    flat: images lie in PATH or PATH/SPLIT itself and have no classes.
     check: decode every file first, and leave unreadable ones out with a
       warning that names and counts them.
     mean, std: per channel in 0..1; None is ImageNet's (its average if grey).
@@ -86,7 +90,7 @@ def folder(
     UserError: no such folder, no class folders, no images, unknown split;
       later, from `read`, a file that can't be decoded.
   """
-  images = Kind("image", _RIGHT, _scan)
+  images = Kind("image", _RIGHT, _scan_flat if flat else _scan)
   root, names, files = find(path, split, val, test, images)
   mean, std = statistics(channels, mean, std)
   if check:
@@ -233,6 +237,22 @@ def _scan(root: Path, top: str) -> tuple[list[str], list[File]]:
       f"{', '.join(empty[:5])}; fill or remove them"
     )
   return names, files
+
+
+def _scan_flat(root: Path, top: str) -> tuple[list[str], list[File]]:
+  """As `_scan`, of images without class folders: one class of all."""
+  found = [e for e in entries(root / top) if is_image(e)]
+  if not found:
+    raise UserError(f"no images in {root / top} itself; leave flat out")
+  files = [(os.path.join(top, e.name), e.stat().st_size, 0) for e in found]
+  return [FLAT], sorted(files)
+
+
+def is_flat(path: Path) -> bool:
+  """A folder with images and without folders."""
+  found = entries(path) if path.is_dir() else []
+  folders = any(e.is_dir() for e in found)
+  return not folders and any(is_image(e) for e in found)
 
 
 def entries(folder: Path | str) -> list[os.DirEntry]:

@@ -1,5 +1,7 @@
 """Evaluations: one module each, and what several of them do."""
 
+import functools
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -28,3 +30,9 @@ def gather(
   """
   parts = [real_rows(rows(variables, batch)) for batch in batches]
   return jax.tree.map(lambda *x: np.concatenate(x), *parts)
+
+
+@functools.cache
+def warn(name: str, text: str) -> None:
+  """Of an evaluation, once in a process, not at every pass."""
+  print(f"warning: evals: {name}: {text}", file=sys.stderr)

@@ -24,7 +24,6 @@ and no such distances.
 
 import functools
 import math
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -34,7 +33,7 @@ import numpy as np
 
 from vitscale.core import sharding
 from vitscale.core.errors import UserError
-from vitscale.evals import real_rows
+from vitscale.evals import real_rows, warn
 from vitscale.metrics import features, images, networks, samples
 from vitscale.metrics.networks import Network
 
@@ -47,18 +46,18 @@ ROUNDING = 1 / 12 / 255**2  # mean squared error of rounding to 8 bits
 CEILING = -10 * math.log10(ROUNDING)  # 58.9 dB
 SIDE = 2 * images.RADIUS + 1  # pixels that SSIM needs
 PIXELS = ("original", "reconstruction")
+_warn = functools.partial(warn, "reconstruction")
 
 
-def require(n: int, *, rfd: bool = True, kid: bool = False, **options) -> None:
+def require(
+  n: int, *, rfd: bool = True, kid: bool = False, **options: Any
+) -> None:
   """Raises UserError where n images are too few for every score."""
   net, _ = _networks(rfd=rfd, kid=kid, **options)
-  least = samples.minimum(net.dim) if rfd else samples.KERNELS if kid else 0
-  if n < least:
-    what = f"r{net.frechet}" if rfd else f"kid_{net.name}"
-    raise UserError(
-      f"{what} needs {least} images, there are {n}: take more, or leave it"
-      f" out with --evals 'reconstruction({'rfd' if rfd else 'kid'}=False)'"
-    )
+  if net:
+    off = "rfd" if rfd else "kid"
+    where = f"leave it out with --evals 'reconstruction({off}=False)'"
+    samples.require(n, net, where, prefix="r", frechet=rfd, kid=kid)
 
 
 def _networks(
@@ -179,24 +178,13 @@ def evaluate(
   out["psnr_of_mse"] = -10 * math.log10(error)
   out["psnr_of_mse_se"] = 10 / math.log(10) * out["mse_se"] / error
   if net and sets[0].n:
-    out |= _of_sets(sets, net, rfd, kid)
+    more, missed = samples.compared(
+      *sets, net, prefix="r", frechet=rfd, kid=kid, paired=True
+    )
+    for reason in missed:
+      _warn(reason)
+    out |= more
   return {**out, "examples": n}
-
-
-def _of_sets(
-  sets: list[samples.Samples], net: Network, rfd: bool, kid: bool
-) -> dict[str, float]:
-  n, out, name = sets[0].n, {}, f"r{net.frechet}"
-  least = samples.minimum(net.dim)
-  if rfd and n >= least:
-    out |= samples.distance(*sets, name, paired=True)
-  elif rfd:
-    _warn(f"{name} is left out: {n} images, it needs {least}")
-  if kid and n >= samples.KERNELS:
-    out |= samples.likeness(*sets, net.name)
-  elif kid:
-    _warn(f"kid is left out: {n} images, it needs {samples.KERNELS}")
-  return out
 
 
 def facts(
@@ -224,9 +212,3 @@ def facts(
     found["E"] = math.prod(out["latent"].shape[1:])
     found["pixels_per_float"] = math.prod(batch["image"].shape[1:]) / found["E"]
   return found
-
-
-@functools.cache
-def _warn(text: str) -> None:
-  """Once in a process, not at every pass."""
-  print(f"warning: evals: reconstruction: {text}", file=sys.stderr)

@@ -11,6 +11,7 @@ from vitscale.core.errors import UserError
 from vitscale.data.random import Rng
 from vitscale.metrics import kernels, moments
 from vitscale.metrics.moments import Moments
+from vitscale.metrics.networks import Network
 
 GROUPS = 20  # of the jackknife
 REPEATS = 4  # random halves of the floor
@@ -138,3 +139,56 @@ def likeness(real: Samples, made: Samples, net: str) -> dict[str, float]:
     found[f"{name}_{net}"] = p
     found[f"{name}_{net}_se"] = (p * (1 - p) / n) ** 0.5
   return found
+
+
+def compared(
+  real: Samples,
+  made: Samples,
+  net: Network,
+  *,
+  prefix: str = "",
+  frechet: bool = True,
+  kid: bool = True,
+  paired: bool = False,
+) -> tuple[dict[str, float], list[str]]:
+  """`distance` and `likeness`, and why what is not there is left out.
+
+  Args:
+    real, made: of images that `net` saw.
+    net: names the numbers.
+    prefix: of the distance's name.
+    frechet, kid: which are asked for.
+    paired: see `distance`.
+  """
+  n, name = min(real.n, made.n), f"{prefix}{net.frechet}"
+  found, missed = {}, []
+  for asked, what, least, scores in (
+    (frechet, name, minimum(net.dim),
+     lambda: distance(real, made, name, paired=paired)),
+    (kid, f"kid_{net.name}", KERNELS, lambda: likeness(real, made, net.name)),
+  ):  # fmt: skip
+    if asked and n >= least:
+      found |= scores()
+    elif asked:
+      missed.append(f"{what} is left out: {n} images, it needs {least}")
+  return found, missed
+
+
+def require(
+  n: int, net: Network, where: str, *, prefix: str = "", frechet: bool = True,
+  kid: bool = True,
+) -> None:  # fmt: skip
+  """Raises UserError where n images are too few, see `compared`.
+
+  Args:
+    n: images.
+    net, prefix, frechet, kid: as of `compared`.
+    where: ends the message, how to do without.
+  """
+  least, what = KERNELS if kid else 0, f"kid_{net.name}"
+  if frechet:
+    least, what = minimum(net.dim), f"{prefix}{net.frechet}"
+  if n < least:
+    raise UserError(
+      f"{what} needs {least} images, there are {n}: take more, or {where}"
+    )
