@@ -17,6 +17,7 @@ ALL = {  # name -> text, c, penalties, bound of |z|
   "kl": ("kl(6)", 6, {"kl"}, None),
   "layernorm": ("layernorm(6)", 6, set(), 6**0.5),
   "vq": ("vq(12, 5)", 5, {"codebook", "commit"}, None),
+  "vq_ema": ("vq(12, 5, ema=0.9)", 5, {"commit"}, None),
   "residual_vq": (
     "residual_vq(12, 5, (2, 4))", 5, {"codebook", "commit"}, None,
   ),
@@ -28,7 +29,8 @@ X = util.drawn(3, 16, 16)
 
 
 def test_every_bottleneck_is_here():
-  assert set(bottlenecks.names()) == set(ALL)
+  """`vq_ema` is `vq` with another codebook."""
+  assert {*bottlenecks.names(), "vq_ema"} == set(ALL)
 
 
 @functools.cache
@@ -98,7 +100,8 @@ def test_gradients_reach_every_parameter(name):
       p.mean() for p in out["penalties"].values()
     )
 
-  for path, g in jax.tree_util.tree_flatten_with_path(grad(variables))[0]:
+  grads = grad(variables)["params"]
+  for path, g in jax.tree_util.tree_flatten_with_path(grads)[0]:
     assert np.isfinite(g).all() and jnp.abs(g).max() > 0, path
 
 
