@@ -11,8 +11,10 @@ token: 4,096 with the defaults.
 
 Published recipe: 100k steps of 1,024 images of 256 px, AdamW (.9, .95), weight
 decay 1e-4, rate 1e-4 x batch / 256, KL 1e-3 per float, and LPIPS, which wants
-the weights of a network that is not here: the loss is l2 and KL alone. No
-stage 2.
+a file of its weights (metrics/lpips.py): here the loss is l2 and KL alone, and
+with such a file, as overrides,
+  task.weights.perceptual=1.0 task.perceptual="lpips(path='FILE', net='vgg')"
+Stage 2 is configs/vitok_gan.py.
 
 Hardware: S-B/16 at 256 px is 34.8 GMACs forward an image, so 209 GFLOPs in
 training.

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vitscale import workdir
 from vitscale.bench import build
 from vitscale.core import accounting, axes, schedule
 from vitscale.core import config as config_lib
@@ -57,6 +58,7 @@ RUNS = (
   "vit_pod:runlocal,path={photos}",
   "lra:runlocal",
   "vitok:runlocal",
+  "vitok_gan:runlocal",
   "vitok_video:runlocal",
 )
 BUILDS = (
@@ -95,6 +97,25 @@ def test_arguments_are_strict(path):
 def test_folder_needs_a_path(name):
   with pytest.raises(UserError, match=f"{name}:path="):
     config_lib.load(name)
+
+
+def test_stage_2_takes_its_model_and_weights_from_stage_1(tmp_path):
+  with pytest.raises(UserError, match="vitok_gan:from=out/tokenizer,path="):
+    config_lib.load("vitok_gan:path=photos")
+  one = tmp_path / "one"
+  config = config_lib.load("vitok:runlocal,bottleneck=vq(8)")
+  config.task.weights = {"l2": 1.0, "l1": 0.5}
+  train(config, one)
+  config = config_lib.load(f"vitok_gan:runlocal,from={one}")
+  assert config.model.bottleneck == "vq(8)"
+  assert config.task.of.weights.to_dict() == {"l2": 1.0, "l1": 0.5}
+  train(config, tmp_path / "two")
+  old, new = (workdir.load(tmp_path / name)[1] for name in ("one", "two"))
+  for part in ("embed", "encoder", "encoder_norm", "neck"):
+    a, b = (axes.unbox(v["params"][part]) for v in (old, new))
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+  a, b = (v["params"]["pixels"]["kernel"] for v in (old, new))
+  assert np.any(a != b)
 
 
 # -------------------------------------------------------------------- i1k
