@@ -323,7 +323,7 @@ def test_moving_fields_begin_as_fields():
     sources.make("moving_fields", size=8, n=4, tile=2)
   with pytest.raises(UserError, match="frames and n must be at least 1"):
     sources.make("moving_fields", frames=0)
-  with pytest.raises(UserError, match="sizes of videos"):
+  with pytest.raises(UserError, match="sizes are not known: videos"):
     made.sizes()
 
 

@@ -82,7 +82,7 @@ class Source:
     if self.shape is not None and len(self.shape) == 3:
       return np.broadcast_to(np.array(self.shape[:2]), (len(self), 2))
     if self.measure is None:
-      raise UserError("the sizes of videos, and of unequal ones, are not known")
+      raise UserError("sizes are not known: videos, or images that differ")
     return self.measure()
 
   def read(self, indices: np.ndarray) -> dict[str, Any]:
