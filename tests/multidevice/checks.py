@@ -275,6 +275,41 @@ def odd_tokens_start_on_any_mesh():
   assert int(state["step"]) == 0
 
 
+def codebooks_and_discriminators_equal_one_device():
+  """Averages over all tokens, drawn ones, and the spread over all images."""
+  config = toys.config(evals={}, batch_size=16, ema=0.0)
+  config.data = {"source": "fields", "size": 8, "n": 64}
+  config.train.transform = ""
+  config.model = {
+    "family": "vitok", "variant": "mu/4", "encoder_depth": 1,
+    "decoder_depth": 1, "bottleneck": "vq(64, 4, ema=0.5, revive=0.4)",
+  }  # fmt: skip
+  config.task = {
+    "name": "adversarial", "of": {"name": "reconstruct"}, "weight": 1.0,
+    "r1": 1.0, "r1_every": 1, "discriminator": "residual(4, 8)",
+  }  # fmt: skip
+  # Plain descent: Adam would make a large step of a rounding error.
+  plain = {"name": "sgd", "lr": 1e-2, "b1": 0.0}
+  config.optim = config.optim_discriminator = plain
+  found = []
+  for devices in (jax.devices()[:1], jax.devices()):
+    bench = build(config, devices=devices)
+    state, lrs = (
+      bench.init(np.uint32(0)),
+      dict.fromkeys(("generator", "discriminator"), np.float32(1e-2)),
+    )
+    batches = bench.batches(0, 0)
+    for _ in range(3):  # entries unused in the first two are dead
+      batch = sharding.shard_batch(next(batches), bench.mesh, bench.rules)
+      state = bench.step(state, batch, np.uint32(0), lrs)
+    found.append(jax.device_get({k: state[k] for k in ("params", "mutable")}))
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), *found
+  )
+  share = found[0]["mutable"]["codebook"]["neck"]["share"]
+  assert (share == np.float32(1 / 64)).sum() > 8  # some were revived
+
+
 CHECKS = [
   fsdp_and_tensor_equal_one_device,
   replicas_and_microbatches_equal_one_device,
@@ -287,6 +322,7 @@ CHECKS = [
   shard_map_flops,
   flops_do_not_depend_on_the_mesh,
   odd_tokens_start_on_any_mesh,
+  codebooks_and_discriminators_equal_one_device,
 ]
 
 
