@@ -8,6 +8,7 @@ import json
 import jax
 import numpy as np
 
+from tests.tasks.test_diffuse import config as generator_config
 from tests.tasks.test_nested import config as nested_config
 from tests.tasks.test_reconstruct import config as tokenizer_config
 from vitscale.bench import build
@@ -30,6 +31,12 @@ VIDEOS = {
     "name": "reconstruction", "split": "val", "batch_size": 16, "rfd": False,
   },
 }  # fmt: skip
+SAMPLES = {
+  "samples": {
+    "name": "generation", "split": "val", "batch_size": 24, "fd": False,
+    "sample": "steps=2",
+  },
+}  # fmt: skip
 
 
 def scores(devices):
@@ -39,7 +46,9 @@ def scores(devices):
   moving.data = {"source": "moving_fields", "size": 16, "n": 20, "frames": 4}
   moving.model.variant = "mu/2x8"
   tokenizer.model.hierarchy = "scales(1)"
-  configs = (nested, tokenizer, moving)
+  generator = generator_config(ema=0.0)
+  generator.evals = SAMPLES
+  configs = (nested, tokenizer, moving, generator)
   return {k: v for one in configs for k, v in of(one, devices).items()}
 
 

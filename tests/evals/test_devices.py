@@ -22,5 +22,7 @@ def test_eight_devices_find_what_one_does():
   assert 0 < near["ffn=1/4>full/knn3"] < 1
   videos, _ = found["videos"]
   assert videos["examples"] == 20 and videos["ssim"] < 1
+  samples, _ = found["samples"]
+  assert samples["examples"] == 64 and samples["kid_random_conv"] > 0
   pixels, _ = found["pixels"]
   assert pixels["examples"] == 310 and pixels["rfd_random_conv_se"] > 0
