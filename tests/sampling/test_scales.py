@@ -59,9 +59,8 @@ def generate(model, variables, seed=0, label=LABEL, n=3, **options):
   return scales.generate(model, variables, *neck(), key, n, label, **options)
 
 
-@pytest.mark.parametrize("scan", [False, True])
-def test_the_cache_gives_the_logits_of_teacher_forcing(scan):
-  model, variables = toy(scan=scan)
+def test_the_cache_gives_the_logits_of_teacher_forcing():
+  model, variables = toy()
   codes = jax.random.randint(jax.random.key(1), (3, N), 0, 12)
   want, shown = forced(model)(variables, codes, LABEL)
 
@@ -116,17 +115,18 @@ def test_guidance_rises_from_the_first_scale_to_the_last(w):
 
 
 def test_draws_have_the_model_s_distribution():
-  """The first scale's code over many samples of one class, and its nucleus."""
+  """The first scale's code over many samples of one class, of the likeliest."""
   model, variables = toy()
   n, label = 4000, np.zeros(4000, int)
-  logits, _ = forced(model)(variables, np.zeros((1, N), int), label[:1])
-  share = np.asarray(jax.nn.softmax(logits[0, 0]))
-  codes = generate(model, variables, label=label, n=n)
+  logits, _ = forced(model)(variables, np.zeros((3, N), int), label[:3])
+  share = np.array(jax.nn.softmax(logits[0, 0]))
+  share[share.argsort()[:-5]] = 0
+  share /= share.sum()
+  codes = generate(model, variables, label=label, n=n, top_k=5)
   seen = np.bincount(codes[:, 0], minlength=12) / n
-  assert np.abs(seen - share).max() < 5 * (share.max() / n) ** 0.5
-  order = share.argsort()[::-1]
-  few = generate(model, variables, label=label, n=n, top_k=2)
-  assert set(np.unique(few[:, 0])) == set(order[:2].tolist())
+  assert not seen[share == 0].any()
+  assert np.abs(seen - share).max() < 4 * (0.25 / n) ** 0.5
+  assert (share > 0.05).sum() > 2
 
 
 def test_a_key_decides():
