@@ -222,20 +222,31 @@ def chosen(labels: Sequence[str] | None, bench: Any, n: int) -> Any:
   return np.resize(np.asarray(numbers, np.int32), n)
 
 
-def side_by_side(bench: Any, decoder: Any) -> dict[str, Any]:
-  """What the page shows before the samples: data, and what decoding keeps."""
+def side_by_side(
+  bench: Any, decoder: Any, count: int = SHOWN
+) -> dict[str, Any]:
+  """What a page shows before the samples: data, and what decoding keeps.
+
+  Args:
+    bench: of the generator.
+    decoder: the tokenizer of its latents; None of pixels.
+    count: images.
+
+  Returns:
+    `originals` and `reconstructions`, each (n, h, w, c) uint8, if there are.
+  """
   import numpy as np
 
   source = bench.source
   if source.shape is None:
     return {}
-  first = source.images(np.arange(min(SHOWN, len(source))))
+  first = source.images(np.arange(min(count, len(source))))
   if decoder is None:
     return {"originals": first}
-  return {**originals(bench), "reconstructions": decoder.decode(first)}
+  return {**originals(bench, count), "reconstructions": decoder.decode(first)}
 
 
-def originals(bench: Any) -> dict[str, Any]:
+def originals(bench: Any, count: int) -> dict[str, Any]:
   """The images that the first latents of a run are of, if they are here."""
   import sys
 
@@ -249,7 +260,7 @@ def originals(bench: Any) -> dict[str, Any]:
     print(f"warning: the page has no originals: {error}", file=sys.stderr)
     return {}
   transform = transforms.parse(data["transform"])
-  count = min(SHOWN, len(source))
+  count = min(count, len(source))
   with pipeline.eval_batches(
     source, batch_size=count, transform=transform
   ) as batches:

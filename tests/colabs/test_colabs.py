@@ -45,9 +45,18 @@ EXPECTED = {
      "rows of  256 tokens: padding ", "chunked: "),
     2,
   ),
+  "06_tokenizers_and_generators": Shows(
+    ("PSNR = -0.56 + 2.30 dB", "E = 64: loses 0.1073; alone, p = 16, 8, 4: "
+     "0.1251, 0.1481, 0.2006", "PSNR of test images: ", "held-out loss: ",
+     "guidance 3"),
+    5,
+  ),
 }  # fmt: skip
 # A minute or two, even as toys.
-LONG = ("03_plan_a_pod", "04_elastic", "05_patches_and_tokens")
+LONG = (
+  "03_plan_a_pod", "04_elastic", "05_patches_and_tokens",
+  "06_tokenizers_and_generators",
+)  # fmt: skip
 by_name = pytest.mark.parametrize("script", SCRIPTS, ids=lambda p: p.stem)
 
 

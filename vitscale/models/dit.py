@@ -53,7 +53,8 @@ _SIZES = ("width", "depth", "mlp_dim", "num_heads")
 VARIANTS: dict[str, dict[str, int]] = {
   name: dict(zip(_SIZES, sizes))
   for name, sizes in {
-    "mu": (32, 2, 64, 2),  # a toy
+    "mu": (32, 2, 64, 2),  # toys
+    "xs": (128, 6, 512, 4),
     "S": (384, 12, 1536, 6),
     "B": (768, 12, 3072, 12),
     "L": (1024, 24, 4096, 16),
