@@ -3,17 +3,19 @@
 import json
 import shutil
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 from tests import toys
 from tests.runs import complaint, contents
-from vitscale import cli, tokenizer
+from vitscale import cli, tokenizer, workdir
 from vitscale.core import config as config_lib
 from vitscale.core.errors import UserError
 from vitscale.core.log import read_json, write_json
 from vitscale.data import latents, sources
+from vitscale.metrics import kernels, networks
 from vitscale.train import train
 
 DATA = {"source": "strokes", "size": 8, "n": 48}
@@ -129,6 +131,30 @@ def test_sample(home, capfd):
   assert cli.main([*args, "--out", f"{home}/more"]) == 0
   with np.load(home / "more" / "samples.npz") as found:
     np.testing.assert_array_equal(found["latent"][:10], first)
+
+
+def test_samples_are_scored_as_images(home, capfd):
+  """Against decoded latents, not against the images those were made of."""
+  asked = "generation(fd=False, seed=1, sample='steps=2')"
+  args = ["eval", f"{home}/dit", "--evals", asked, "--split", "val"]
+  assert cli.main([*args, "--batch-size", "64", "--json"]) == 0
+  said = json.loads(capfd.readouterr().out)
+  made = tokenizer.Tokenizer(home / "tok")
+  source = sources.make("latents", split="val", path=f"{home}/z")
+  bench, variables, _ = workdir.restored(home / "dit")
+  label = np.pad(source.label, (0, 64 - len(source)), "edge")
+  key = jax.random.fold_in(jax.random.key(1), 0)
+  z = bench.task.sample(
+    bench.model, variables, key, label, source.shape, steps=2
+  )
+  see = networks.network("random_conv")
+  real = source.images(np.arange(len(source)))
+  x, y = (see(made.decode(z)) for z in (real, np.asarray(z)[: len(source)]))
+  kid, error = kernels.kid(x, y)
+  found = said["metrics"]["kid_random_conv"]
+  assert found["value"] == pytest.approx(kid, rel=1e-3)
+  assert found["se"] == pytest.approx(error, rel=1e-3)
+  assert found["n"] == len(source) == 48
 
 
 def test_stopped_encoding_goes_on(home, monkeypatch, capfd):
