@@ -18,7 +18,7 @@ from tests.runs import assert_same_run
 from vitscale import warm_start
 from vitscale import workdir as workdir_lib
 from vitscale.bench import build
-from vitscale.core import axes, tree
+from vitscale.core import axes, draws, tree
 from vitscale.core.errors import UserError
 from vitscale.core.log import read_json, write_json
 from vitscale.data import sources
@@ -297,12 +297,11 @@ def test_a_run_says_what_both_players_do(child):
 def test_it_resumes_as_if_nothing_had_been(parent, child, tmp_path):
   workdir, *_ = child
   again = tmp_path / "again"
-  made = second(parent)
-  train(made, again)
+  shutil.copytree(workdir, again)
   shutil.rmtree(again / "checkpoints/4")
   run = read_json(again / "run.json")
   write_json(again / "run.json", {**run, "status": "running"})
-  train(made, again)
+  train(second(parent), again)
   assert_same_run(workdir, again)
 
 
@@ -337,13 +336,15 @@ def test_gradients_are_clipped_after_they_are_made(player):
 
 
 def test_draws_say_when_what_is_paid():
-  made = config(task={"r1": 1.0, "r1_every": 3, "start_percent": 50.0})
-  bench = build(made)
-  said = [
-    {d.name: d.at(0, step) for d in bench.draws} for step in range(4)
-  ]  # fmt: skip
-  assert [s["r1"] for s in said] == [True, False, False, True]
-  assert [s["adversarial"] for s in said] == [False, False, True, True]
+  asked = {"r1": 1.0, "r1_every": 3, "start_percent": 50.0}
+  source = sources.make("fields", size=8, n=8)
+  made = draws.over(adversarial.make({**GROUP, **asked}, source).draws, 4)
+  told = [draws.at(made, 0, step) for step in range(4)]
+  assert [s["r1"] for s in told] == [True, False, False, True]
+  assert [s["adversarial"] for s in told] == [False, False, True, True]
+  shares = {draw["r1"]: share for share, draw in draws.outcomes(made[:1])}
+  assert shares == {True: pytest.approx(1 / 3), False: pytest.approx(2 / 3)}
+  assert adversarial.make({**GROUP, "r1_every": 3}, source).draws == ()
 
 
 @pytest.mark.parametrize(
