@@ -1,4 +1,4 @@
-"""ViTok on the embedded Fashion-MNIST subset: a tokenizer in two minutes.
+"""ViTok on the embedded Fashion-MNIST subset: a tokenizer in minutes.
 
   vitscale train vitok_fashion --workdir out/tok
   vitscale encode out/tok --out out/latents
@@ -9,8 +9,8 @@ ema=0.99,lr=1e-3,dtype=float32 --workdir out/dit
 
 An image of 24 px becomes 36 tokens of 4 floats, E = 144.
 
-Hardware: any CPU. Time: TIME
-Score: SCORE
+Hardware: any CPU. Time: 215 CPU seconds (two busy cores, compilation included).
+Score: PSNR 28.8 dB, SSIM .925 on the 4,000 embedded test images, seed 0.
 """
 
 from ml_collections import ConfigDict

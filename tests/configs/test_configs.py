@@ -57,7 +57,9 @@ RUNS = (
   "ladder:runlocal,rung=flops2e19,path={photos}",
   "vit_pod:runlocal,path={photos}",
   "lra:runlocal",
+  "dit:runlocal",
   "vitok:runlocal",
+  "vitok_fashion:runlocal",
   "vitok_gan:runlocal",
   "vitok_video:runlocal",
 )
@@ -78,7 +80,9 @@ def test_runlocal(spec, photos, tmp_path):
   config = config_lib.load(spec.format(photos=photos))
   result = train(config, tmp_path / "run")
   assert result["status"] == "finished" and result["step"] <= 4
-  scored = "mse" if spec.startswith("vitok") else "nll"
+  scored = {"vitok": "mse", "dit": "loss"}.get(
+    re.match("[a-z]+", spec)[0], "nll"
+  )
   assert np.isfinite(result["metrics"][f"eval/val/{scored}"])
 
 
