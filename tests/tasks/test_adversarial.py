@@ -194,7 +194,12 @@ def test_a_gradient_reaches_its_player_alone():
 
 @pytest.mark.parametrize(
   "options",
-  [{}, {"latent_tokens": 3}, {"encoder_table": True, "bottleneck": "vq(8, 4)"}],
+  [
+    {},
+    {"latent_tokens": 3},
+    {"encoder_table": True, "bottleneck": "vq(8, 4)"},
+    {"hierarchy": "scales(1, blocks=1)"},
+  ],
 )
 def test_the_encoder_is_all_in_front_of_the_decoder(options):
   """What is frozen is what decoding latents doesn't need, whatever its name."""

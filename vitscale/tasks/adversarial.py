@@ -51,7 +51,7 @@ R1, HEARD = "r1", "adversarial"  # draws: is the penalty paid, D listened to
 # What `models/vitok.py` has in front of the decoder.
 FREEZE = {
   "": "",
-  "encoder": r"(embed|table|queries|encoder|encoder_norm|neck)(/.*)?",
+  "encoder": r"(embed|table|queries|encoder|encoder_norm|scales|neck)(/.*)?",
 }
 
 Score = Callable[[jax.Array], jax.Array]
