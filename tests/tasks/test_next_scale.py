@@ -15,6 +15,7 @@ from vitscale.core.config import Reader
 from vitscale.core.errors import UserError
 from vitscale.data import sources
 from vitscale.parent import Parent
+from vitscale.sampling import scale_kv
 from vitscale.tasks import next_scale
 from vitscale.tokenizer import Tokenizer
 from vitscale.train import train
@@ -197,6 +198,26 @@ def test_a_run_learns_and_its_samples_are_images(folder, tmp_path):
   )
   far = lambda p: np.abs(p - share).sum(1).mean()
   assert far(drawn / 32) < far(np.full((N, 16), 1 / 16))
+
+
+def test_a_plan_says_which_tokens_are_kept(parts, tmp_path):
+  bench, variables, _ = parts
+  variables, label = moved(variables), np.arange(8)
+  sample = functools.partial(
+    bench.task.sample, bench.model, variables, jax.random.key(0), label,
+    (1, N, 1),
+  )  # fmt: skip
+  files = []
+  for rows in (((1,), (5,)), ((1,), (2,))):
+    files.append(tmp_path / f"{rows[1][0]}.json")
+    scale_kv.save(scale_kv.Plan(rows, window=1, start=0), files[-1])
+  want = np.asarray(sample())
+  full, less = (np.asarray(sample(cache=str(file))) for file in files)
+  np.testing.assert_array_equal(full, want)
+  np.testing.assert_array_equal(less[:, :, :5], want[:, :, :5])
+  assert np.any(less != want)
+  with pytest.raises(UserError, match=r"none\.json is not there"):
+    sample(cache="none.json")
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ Sampling, with a cache of keys and values, is in sampling/scales.py.
 import functools
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -159,17 +159,20 @@ class Block(nn.Module):
     x: jax.Array,
     condition: jax.Array,
     past: tuple[jax.Array, jax.Array] | None,
+    keep: Callable[..., tuple[jax.Array, jax.Array]] | None = None,
   ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     """Tokens of one scale (b, n, d), and what is kept of those before.
 
     Returns:
-      (b, n, d), and keys and values (b, past + n, h, hd), these at the end.
+      (b, n, d), and keys and values (b, past + n, h, hd), these at the end; or
+      what `keep` makes of the queries, those keys and values.
     """
     shift, scale, *told = self.modulation(condition)
     q, k, v = self.heads(x, shift, scale, len(x))
     if past is not None:
       k, v = (jnp.concatenate(pair, 1) for pair in zip(past, (k, v)))
-    return self.mix(x, attend(q, k, v), told)[0], (k, v)
+    x, _ = self.mix(x, attend(q, k, v), told)
+    return x, (k, v) if keep is None else keep(q, k, v)
 
   def heads(self, x, shift, scale, batch):
     """q, k, v, of which q and k have length 1 but for the temperature."""

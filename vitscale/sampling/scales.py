@@ -6,11 +6,12 @@
 (2404.02905, section 3.2 and released code). The scales are unrolled in one
 compiled program: each has shapes of its own, its tokens see the whole cache and
 themselves, and nothing is masked. A layer's cache is its own pair of arrays, so
-layers may keep different numbers of tokens after each scale.
+layers may keep different numbers of tokens after each scale: which ones they
+do is a function that is passed in (sampling/scale_kv.py).
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -24,6 +25,8 @@ from vitscale.sampling import categorical
 
 Kept = tuple[jax.Array, jax.Array]  # keys and values, (b, m, h, hd) each
 Cache = tuple[Kept | None, ...]  # of every layer
+# (number of the layer, q (b, s^2, h, hd), keys and values) -> what it keeps.
+Keep = Callable[[int, jax.Array, jax.Array, jax.Array], Kept]
 
 
 def advance(
@@ -33,6 +36,7 @@ def advance(
   shown: jax.Array | None,
   condition: jax.Array,
   cache: Cache,
+  keep: Keep | None = None,
 ) -> tuple[jax.Array, Cache]:
   """Logits of one scale, the scales before being in the cache.
 
@@ -43,6 +47,7 @@ def advance(
     shown: (b, s^2, c) what is shown to it; None for the first.
     condition: (b, d), of the model's `condition`.
     cache: what each layer kept, `(None,) * depth` before the first scale.
+    keep: what a layer keeps, once it has seen this scale; None for all.
 
   Returns:
     (b, s^2, vocabulary) float32, and the cache with this scale at the end.
@@ -54,7 +59,8 @@ def advance(
   block, grown = model.block()(), []
   for i, past in enumerate(cache):
     own = {"params": layers[layer_name(i)]}
-    x, kept = block.apply(own, x, condition, past, method="cached")
+    mine = None if keep is None else functools.partial(keep, i)
+    x, kept = block.apply(own, x, condition, past, mine, method="cached")
     grown.append(kept)
   return call(x, condition, method="logits"), tuple(grown)
 
@@ -72,6 +78,7 @@ def generate(
   temperature: float = 1.0,
   top_k: int | None = None,
   top_p: float | None = None,
+  evict: Any = None,
 ) -> jax.Array:
   """Codes of all scales.
 
@@ -88,15 +95,19 @@ def generate(
     label: (b,) classes; None for no class.
     guidance: w; None asks the model once a scale.
     temperature, top_k, top_p: see `categorical.draw`.
+    evict: a `scale_kv.Plan` of what is kept after each scale; None for all.
 
   Returns:
     (b, N) int32, scales coarse to fine.
 
   Raises:
-    UserError: see `categorical.check`; guidance of a model without classes or
-      without labels; a label that does not exist.
+    UserError: see `categorical.check`; a plan for other scales or layers;
+      guidance of a model without classes or without labels; a label that does
+      not exist.
   """
   categorical.check(model.vocabulary, temperature, top_k, top_p)
+  if evict is not None:
+    evict.check(model.scales, model.depth)
   if guidance is not None and not model.num_classes:
     raise UserError(
       f"guidance={guidance}: the model has no classes to be guided to; leave"
@@ -117,13 +128,15 @@ def generate(
   return _generate(
     {"params": variables["params"]}, codebook, key, label, asked,
     model=model, neck=neck, n=n,
-    options=(temperature, top_k, top_p),
+    options=(temperature, top_k, top_p), evict=evict,
   )  # fmt: skip
 
 
-@functools.partial(jax.jit, static_argnames=("model", "neck", "n", "options"))
+@functools.partial(
+  jax.jit, static_argnames=("model", "neck", "n", "options", "evict")
+)
 def _generate(
-  variables, codebook, key, label, guidance, *, model, neck, n, options
+  variables, codebook, key, label, guidance, *, model, neck, n, options, evict
 ):
   guided = guidance is not None
   if guided:  # with class, then without
@@ -134,7 +147,8 @@ def _generate(
   cache, total, shown, drawn = (None,) * model.depth, None, None, []
   last = len(model.scales) - 1
   for k in range(last + 1):
-    logits, cache = advance(model, variables, k, shown, condition, cache)
+    keep = None if evict is None else evict.keep(k, key)
+    logits, cache = advance(model, variables, k, shown, condition, cache, keep)
     if guided:
       of_class, of_none = jnp.split(logits, 2)
       more = (guidance - 1) * (k / last if last else 1.0)

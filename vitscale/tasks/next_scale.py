@@ -24,6 +24,7 @@ from vitscale.core.errors import UserError
 from vitscale.nn import bottlenecks
 from vitscale.nn.bottlenecks import residual_vq
 from vitscale.parent import TEACHER, Parent
+from vitscale.sampling import scale_kv
 from vitscale.sampling import scales as scales_lib
 from vitscale.tasks import Player, forward
 
@@ -184,6 +185,7 @@ class Task:
     temperature: float = 1.0,
     top_k: int | None = None,
     top_p: float | None = None,
+    cache: str | None = None,
     n: int | None = None,
   ) -> jax.Array:
     """Codes as a batch has them, (b, 1, N, 1) int32.
@@ -194,11 +196,13 @@ class Task:
       label: (b,) classes; None for no class, then `n` says how many.
       shape: (1, N, 1).
       guidance, temperature, top_k, top_p: see `sampling.scales.generate`.
+      cache: file of a plan of `sampling.scale_kv`, which tokens are kept; None
+        for all.
       n: samples, where there are no labels.
 
     Raises:
-      UserError: see `generate`; another shape; or guidance by a class that was
-        never left out in training.
+      UserError: see `generate`, `scale_kv.load`; another shape; or guidance by
+        a class that was never left out in training.
     """
     tokens = sum(scale**2 for scale in model.scales)
     if tuple(shape) != (1, tokens, 1):
@@ -215,6 +219,7 @@ class Task:
     codes = scales_lib.generate(
       model, variables, self.neck, variables[TEACHER], key, b, label,
       guidance=guidance, temperature=temperature, top_k=top_k, top_p=top_p,
+      evict=None if cache is None else scale_kv.load(cache),
     )  # fmt: skip
     return codes[:, None, :, None]
 
