@@ -1,5 +1,6 @@
 """Processes: their levels, times and targets, against what papers say."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -73,3 +74,51 @@ def test_refuses(options, text):
   with pytest.raises(UserError, match=text) as error:
     Process(**options)
   assert "\n" not in str(error.value)
+
+
+# ---------------------------------------------------------------- steps back
+
+
+def test_a_step_back_is_bayes_rule():
+  """Two normal densities multiplied, in one dimension."""
+  bar = process.alphas_bar("linear")[[3, 40, 400, 999]]
+  found = process.back(bar)
+  before = np.append(1.0, bar[:-1])[1:]
+  alpha = bar[1:] / before
+  precision = alpha / (1 - alpha) + 1 / (1 - before)
+  np.testing.assert_allclose(found["low"][1:], -np.log(precision), rtol=1e-9)
+  x, shown = 0.3, -1.2
+  mean = (
+    np.sqrt(alpha) / (1 - alpha) * shown + np.sqrt(before) / (1 - before) * x
+  )
+  want = mean / precision
+  made = found["data"][1:] * x + found["noised"][1:] * shown
+  np.testing.assert_allclose(made, want, rtol=1e-9)
+  np.testing.assert_allclose(found["high"][1:], np.log(1 - alpha), rtol=1e-9)
+  # To the data: all of them, nothing of what is shown.
+  assert found["data"][0] == pytest.approx(1) and found["noised"][0] == 0
+
+
+def test_the_bound_is_a_divergence_and_trains_the_variance_alone():
+  ddpm = Process("ddpm")
+  rng = np.random.default_rng(0)
+  x, noise, said, off = rng.normal(size=(4, 6, 3)).astype(np.float32)
+  t = jnp.asarray([0, 1, 10, 200, 600, 999]) / 1000
+  shown, _ = process.noised(ddpm, x, noise, t)
+  see = lambda eps, said: process.bound(ddpm, x, shown, t, eps, said)
+  exact = see(jnp.asarray(noise), -jnp.ones_like(x))
+  np.testing.assert_allclose(exact, 0, atol=2e-4)
+  # By hand, in float64: two normals of other mean and variance.
+  at, bar = 200, process.alphas_bar("linear")
+  tables = process.back(bar)
+  low, high = tables["low"][at], tables["high"][at]
+  mine = (said[3] + 1) / 2 * high + (1 - said[3]) / 2 * low
+  apart = tables["data"][at] * np.sqrt(1 - bar[at]) / np.sqrt(bar[at]) * off[3]
+  want = (mine - low + np.exp(low - mine) + apart**2 / np.exp(mine) - 1) / 2
+  made = see(jnp.asarray(noise + off), jnp.asarray(said))
+  np.testing.assert_allclose(made[3], want.mean() / np.log(2), rtol=1e-3)
+  assert made[0] == 0 and (made[1:] > 0).all()
+  of_eps, of_said = jax.grad(lambda *a: see(*a).sum(), (0, 1))(
+    jnp.asarray(noise + off), jnp.asarray(said)
+  )
+  assert not of_eps.any() and of_said[1:].any()

@@ -85,6 +85,29 @@ def test_samples_are_normal_of_that_mean_and_deviation():
   assert abs(made.std() - S) < 4 * S / 8000**0.5
 
 
+@pytest.mark.parametrize("learned", [False, True])
+def test_ancestors_are_normal_of_that_mean_and_deviation(learned):
+  """Steps back are drawn; half of the log variance between its two ends."""
+  process, n = Process("ddpm"), 4000
+  eps = best(process)
+
+  def predict(x, t):
+    return (eps(x, t), jnp.zeros_like(x)) if learned else eps(x, t)
+
+  noise, again = (jax.random.normal(jax.random.key(i), (n,)) for i in (0, 1))
+  run = jax.jit(
+    lambda noise, key: samplers.integrate(
+      predict, noise, process, sampler="ancestral", steps=250, key=key
+    )
+  )
+  made = run(noise, jax.random.key(2))
+  assert abs(made.mean() - M) < 4 * S / n**0.5 + 0.01
+  assert abs(made.std() - S) < 4 * S / (2 * n) ** 0.5 + 0.02
+  other = run(noise, jax.random.key(3))  # what is drawn decides, not the start
+  assert abs(np.corrcoef(made, other)[0, 1]) < 0.1
+  assert abs(np.corrcoef(made, run(again, jax.random.key(2)))[0, 1]) > 0.9
+
+
 def test_one_step_of_euler_and_of_heun_are_the_same():
   assert moments(FLOW, "heun", 1) == moments(FLOW, "euler", 1)
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import vitscale as vs
 from tests import toys
 from vitscale.bench import build
 from vitscale.core import axes
@@ -89,6 +90,24 @@ def test_the_loss_of_nothing_is_the_mean_square_of_the_target(process):
   wide = lambda z: np.asarray(z)[:, None, None, None]
   noise = (np.asarray(shown) - wide(alpha) * x)[t > 0.1] / wide(sigma)[t > 0.1]
   assert abs(noise.mean()) < 0.05 and abs(noise.std() - 1) < 0.05
+
+
+def test_a_variance_is_learned_beside_the_noise(tmp_path):
+  made = config(total_steps=6)
+  made.model.learn_sigma = True
+  made.task = {"name": "diffuse", "process": "ddpm"}
+  result = train(made, tmp_path / "run")
+  assert np.isfinite(result["metrics"]["train/bound"])
+  model, variables = vs.load(tmp_path / "run")
+  task = diffuse.make({"process": "ddpm"}, source())
+  label = np.array([0, 3], np.int32)
+  draw = lambda sampler: task.sample(
+    model, variables, jax.random.key(0), label, (8, 8, 1), steps=3,
+    sampler=sampler, guidance=2.0,
+  )  # fmt: skip
+  drawn = np.asarray(draw("ancestral"))
+  assert drawn.shape == (2, 8, 8, 1) and drawn.dtype == np.uint8
+  assert (drawn != np.asarray(draw("ddim"))).any()
 
 
 def test_times_of_a_logit_normal():
@@ -175,7 +194,7 @@ def test_refuses(group, text):
   "model, text",
   [
     ({"family": "vit", "variant": "mu/4"}, r"use model\.family='dit'"),
-    ({"family": "dit", "variant": "mu/4", "learn_sigma": True}, "a variance"),
+    ({"family": "dit", "variant": "mu/4", "learn_sigma": True}, "no variance"),
     ({"family": "dit", "variant": "mu/4", "num_classes": 2}, "data have 4"),
   ],
 )

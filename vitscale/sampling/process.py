@@ -5,7 +5,8 @@
     ddpm   alpha^2 + sigma^2 = 1 in STEPS steps; predicted is the noise
            (2006.11239), on a `linear` or a `cosine` schedule (2102.09672)
 
-A time of ddpm is step / STEPS, so that a model reads both alike. Pure
+A time of ddpm is step / STEPS, so that a model reads both alike. A model that
+learns the variance of ddpm's steps back is trained on `bound` for it. Pure
 functions of a `Process`, for training and for sampling.
 """
 
@@ -111,3 +112,77 @@ def noised(
   alpha, sigma = (level.reshape(wide) for level in levels(process, t))
   target = noise - x if process.kind == "flow" else noise
   return alpha * x + sigma * noise, target
+
+
+# ---------------------------------------------------------------- steps back
+
+
+def back(alpha_bar: np.ndarray) -> dict[str, np.ndarray]:
+  """What a step of ddpm back to the one before is made of, by step.
+
+  x_(t-1) given x_t and the data x is normal (2006.11239, eq. 6 and 7), of mean
+  `data` x + `noised` x_t and of log variance `low`; `high` is that of a step
+  forward, the other end of what a model may learn (2102.09672, section 3.1).
+
+  Args:
+    alpha_bar: (n,) alpha^2 after each step, or after those that are visited.
+
+  Returns:
+    Four arrays (n,) float64. The first step back has no variance; its `low` is
+    the second's.
+  """
+  before = np.append(1.0, alpha_bar[:-1])
+  beta = 1 - alpha_bar / before
+  left = 1 - alpha_bar
+  low = beta * (1 - before) / left
+  low[0] = low[1] if len(low) > 1 else beta[0]
+  return {
+    "data": np.sqrt(before) * beta / left,
+    "noised": np.sqrt(1 - beta) * (1 - before) / left,
+    "low": np.log(low),
+    "high": np.log(beta),
+  }
+
+
+def variance(said: jax.Array, low: jax.Array, high: jax.Array) -> jax.Array:
+  """Log variance that a model's -1..1 stands for, between `low` and `high`."""
+  share = (said + 1) / 2
+  return share * high + (1 - share) * low
+
+
+def bound(
+  process: Process,
+  x: jax.Array,
+  shown: jax.Array,
+  t: jax.Array,
+  noise: jax.Array,
+  said: jax.Array,
+) -> jax.Array:
+  """What a step back loses of the variational bound, in bits a number (b,).
+
+  The divergence of the true step back from the model's (2102.09672, section
+  2.2). It trains the variance alone: `noise` is held fixed. The step to the
+  data, one of STEPS, has no density here and counts 0.
+
+  Args:
+    process: ddpm.
+    x: data (b, ...).
+    shown: noised, as `noised` gives it.
+    t: times (b,).
+    noise: predicted.
+    said: `out["variance"]` of the model, about -1..1.
+  """
+  at = jnp.rint(t * STEPS).astype(jnp.int32)
+  wide = (len(t),) + (1,) * (x.ndim - 1)
+  tables = back(alphas_bar(process.schedule))
+  of = {
+    k: jnp.asarray(v, jnp.float32)[at].reshape(wide) for k, v in tables.items()
+  }
+  alpha, sigma = (level.reshape(wide) for level in levels(process, t))
+  data = (shown - sigma * jax.lax.stop_gradient(noise)) / alpha
+  apart = of["data"] * (data - x)
+  mine = variance(said, of["low"], of["high"])
+  far = of["low"] - mine
+  each = 0.5 * (jnp.exp(far) - far - 1 + jnp.square(apart) * jnp.exp(-mine))
+  each = each.mean(tuple(range(1, x.ndim))) / math.log(2)
+  return jnp.where(at == 0, 0.0, each)

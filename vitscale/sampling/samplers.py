@@ -1,4 +1,4 @@
-"""From noise to data: Euler and Heun for flow, DDIM for ddpm.
+"""From noise to data: Euler and Heun for flow, DDIM and ancestors for ddpm.
 
 `integrate` is the solver over any prediction; `generate` puts a model and its
 guidance in, as one compiled program with a loop over the steps.
@@ -17,9 +17,11 @@ from vitscale.core.errors import UserError, nearest
 from vitscale.sampling import process as process_lib
 from vitscale.sampling.process import STEPS, Process
 
-SAMPLERS: dict[str, str] = {"euler": "flow", "heun": "flow", "ddim": "ddpm"}
+SAMPLERS: dict[str, str] = {
+  "euler": "flow", "heun": "flow", "ddim": "ddpm", "ancestral": "ddpm"
+}  # fmt: skip
 
-Predict = Callable[[jax.Array, jax.Array], jax.Array]
+Predict = Callable[[jax.Array, jax.Array], Any]
 
 
 def integrate(
@@ -29,6 +31,7 @@ def integrate(
   *,
   sampler: str,
   steps: int,
+  key: jax.Array | None = None,
 ) -> jax.Array:
   """Noise -> data, along the process's ordinary differential equation.
 
@@ -37,18 +40,25 @@ def integrate(
             (as in 2206.00364, algorithm 1)
     ddim    steps calls (2010.02502, eta = 0), from the last step of training
             on, evenly spaced
+    ancestral   as ddim, but each step back is drawn (2006.11239, algorithm
+            2), with the variance that a model says, or else that of a step
+            forward
 
   Args:
-    predict: `(x, t)`, x (...) and a scalar time -> what the process predicts.
+    predict: `(x, t)`, x (...) and a scalar time -> what the process predicts;
+      for ancestral, if it learned a variance, a pair with that.
     noise: (...) float32, standard normal.
     process: as in training; its shift spaces the times of flow.
     sampler: one of SAMPLERS.
     steps: how many.
+    key: of what ancestral draws.
 
   Raises:
     UserError: an unknown sampler, one of the other process, or bad `steps`.
   """
   check(process, sampler, steps)
+  if sampler == "ancestral":
+    return _ancestral(predict, noise, process, steps, key)
   if sampler == "ddim":
     return _ddim(predict, noise, process, steps)
   t = np.linspace(1, 0, steps + 1)
@@ -90,8 +100,13 @@ def check(process: Process, sampler: str, steps: int) -> None:
     )
 
 
+def _visited(steps: int) -> np.ndarray:
+  """(steps,) of training's, from the last one down."""
+  return np.rint(np.linspace(STEPS - 1, 0, steps)).astype(int)
+
+
 def _ddim(predict, noise, process, steps):
-  at = np.rint(np.linspace(STEPS - 1, 0, steps)).astype(int)
+  at = _visited(steps)
   known = process_lib.alphas_bar(process.schedule)[at]
   then = np.append(known[1:], 1.0)  # no noise at the end
   table = [at / STEPS, known**0.5, (1 - known) ** 0.5]
@@ -105,6 +120,32 @@ def _ddim(predict, noise, process, steps):
 
   rows = tuple(jnp.asarray(column, jnp.float32) for column in table)
   return jax.lax.scan(step, noise, rows)[0]
+
+
+def _ancestral(predict, noise, process, steps, key):
+  at = _visited(steps)
+  known = process_lib.alphas_bar(process.schedule)[at]
+  tables = process_lib.back(known[::-1])
+  names = ("data", "noised", "low", "high")
+  table = [at / STEPS, known**0.5, (1 - known) ** 0.5]
+  table += [tables[name][::-1] for name in names]
+  last = np.arange(steps) == steps - 1
+
+  def step(x, row):
+    t, alpha, sigma, of_data, of_noised, low, high, key, last = row
+    said = predict(x, t)
+    eps, log_variance = said, high
+    if isinstance(said, tuple):
+      eps, share = said
+      log_variance = process_lib.variance(share, low, high)
+    data = (x - sigma * eps) / alpha
+    mean = of_data * data + of_noised * x
+    drawn = jax.random.normal(key, x.shape) * jnp.exp(log_variance / 2)
+    return jnp.where(last, data, mean + drawn), None
+
+  rows = [jnp.asarray(column, jnp.float32) for column in table]
+  rows += [jax.random.split(key, steps), jnp.asarray(last)]
+  return jax.lax.scan(step, noise, tuple(rows))[0]
 
 
 # ------------------------------------------------------------------- models
@@ -121,6 +162,7 @@ def generate(
   steps: int = 50,
   guidance: float | None = None,
   interval: tuple[float, float] = (0.0, 1.0),
+  key: jax.Array | None = None,
 ) -> jax.Array:
   """Samples of a model.
 
@@ -138,6 +180,7 @@ def generate(
     guidance: w; 1 changes nothing, None asks the model once a call.
     interval: times (from, to), both included, at which guidance acts
       (2404.07724); outside the model is asked once.
+    key: of what the sampler draws; default from a fixed seed.
 
   Returns:
     (b, h, w, c) float32, normalised as the training data are.
@@ -172,8 +215,10 @@ def generate(
   asked = None
   if guidance is not None:
     asked = np.float32([guidance, *interval])
+  if sampler == "ancestral" and key is None:
+    key = jax.random.key(0)
   return _generate(
-    variables, noise, label, asked,
+    variables, noise, label, asked, key,
     model=model, process=process, sampler=sampler, steps=steps,
   )  # fmt: skip
 
@@ -182,10 +227,15 @@ def generate(
   jax.jit, static_argnames=("model", "process", "sampler", "steps")
 )
 def _generate(
-  variables, noise, label, guidance, *, model, process, sampler, steps
+  variables, noise, label, guidance, key, *, model, process, sampler, steps
 ):
-  predict = functools.partial(guided, model, variables, label, guidance)
-  return integrate(predict, noise, process, sampler=sampler, steps=steps)
+  learned = sampler == "ancestral" and getattr(model, "learn_sigma", False)
+  predict = functools.partial(
+    guided, model, variables, label, guidance, learned=learned
+  )
+  return integrate(
+    predict, noise, process, sampler=sampler, steps=steps, key=key
+  )
 
 
 def guided(
@@ -195,7 +245,9 @@ def guided(
   guidance: jax.Array | None,
   x: jax.Array,
   t: jax.Array,
-) -> jax.Array:
+  *,
+  learned: bool = False,
+) -> Any:
   """The prediction at a scalar time, see `generate`.
 
   Args:
@@ -203,19 +255,24 @@ def guided(
     guidance: (3,) w and the interval, or None.
     x: (b, h, w, c).
     t: scalar.
+    learned: gives a pair, with the variance that the model says of the class.
   """
 
   def ask(x, label):
-    return model.apply(variables, x, jnp.full(len(x), t), label)[0]
-
-  if guidance is None:
-    return ask(x, label)
+    y, out = model.apply(variables, x, jnp.full(len(x), t), label)
+    return (y, out["variance"]) if learned else (y,)
 
   def both(x):
     none = jnp.full_like(label, model.num_classes)
     twice = jnp.concatenate([x, x]), jnp.concatenate([label, none])
-    of_class, of_none = jnp.split(ask(*twice), 2)
-    return of_none + guidance[0] * (of_class - of_none)
+    made, *rest = ask(*twice)
+    of_class, of_none = jnp.split(made, 2)
+    made = of_none + guidance[0] * (of_class - of_none)
+    return made, *(more[: len(x)] for more in rest)
 
-  inside = (guidance[1] <= t) & (t <= guidance[2])
-  return jax.lax.cond(inside, both, lambda x: ask(x, label), x)
+  if guidance is None:
+    said = ask(x, label)
+  else:
+    inside = (guidance[1] <= t) & (t <= guidance[2])
+    said = jax.lax.cond(inside, both, lambda x: ask(x, label), x)
+  return said if learned else said[0]

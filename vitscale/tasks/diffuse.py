@@ -10,6 +10,10 @@ images. A share `drop_label` of the images has no class, for guidance
 "dim" is the shift of 2510.11690, sqrt(numbers of an image / 4096). `times`
 "logit_normal" trains more in the middle (2403.03206, section 3.1).
 
+A model with `learn_sigma` learns the variance of ddpm's steps back too, from
+the variational bound, which is added as in the release of DiT; the sampler
+"ancestral" uses it.
+
 Images may be latents of a tokenizer (data/latents.py). Those are normalised
 channel by channel to mean 0 and variance 1 of the training data, unless mean
 and std are given; raw latents are mean 0 and std 1/255.
@@ -67,18 +71,18 @@ class Task:
     """Boxed variables of the model.
 
     Raises:
-      UserError: the model takes no time, learns a variance, or knows fewer
-        classes than the data have.
+      UserError: the model takes no time, learns a variance that flow has not,
+        or knows fewer classes than the data have.
     """
     family = type(model).__module__
     if "time" not in inspect.signature(model.__call__).parameters:
       raise UserError(
         f"task diffuse: {family} takes no time: use model.family='dit'"
       )
-    if getattr(model, "learn_sigma", False):
+    if _learns(model) and self.process.kind != "ddpm":
       raise UserError(
-        "task diffuse: nothing here trains a variance: set"
-        " model.learn_sigma=False"
+        "task diffuse: flow has no variance to learn: set"
+        " model.learn_sigma=False, or task.process='ddpm'"
       )
     if 0 < model.num_classes < self.classes:
       raise UserError(
@@ -100,6 +104,8 @@ class Task:
     draw: Mapping[str, Any],
   ) -> tuple[jax.Array, dict[str, Any]]:
     """Mean squared error at random times; all is drawn from rngs["mix"].
+
+    Metrics are `loss`, that error, and `bound` if a variance is learned.
 
     Args: as of `classify.Task.loss`.
 
@@ -123,7 +129,12 @@ class Task:
       model, variables, shown, t, label, rngs=own, draw=draw
     )
     loss = jnp.square(made - target).mean()
-    return loss, {"metrics": {"loss": loss}, "state": state, "out": out}
+    metrics = {"loss": loss}
+    if _learns(model):
+      said = out["variance"]
+      bound = process_lib.bound(self.process, x, shown, t, made, said).mean()
+      metrics, loss = {**metrics, "bound": bound}, loss + bound
+    return loss, {"metrics": metrics, "state": state, "out": out}
 
   def predict(
     self, model: nn.Module, variables: Mapping[str, Any], batch: Batch
@@ -189,17 +200,23 @@ class Task:
         f"guidance={guidance}: this model was trained with drop_label=0 and"
         " doesn't know what no class is"
       )
-    noise = jax.random.normal(key, (len(label), *shape))
+    for_noise, for_steps = jax.random.split(key)
+    noise = jax.random.normal(for_noise, (len(label), *shape))
     label = label if model.num_classes else None
     sampler = sampler or {"flow": "heun", "ddpm": "ddim"}[self.process.kind]
     x = samplers.generate(
       model, variables, noise, label, process=self.process, sampler=sampler,
-      steps=steps, guidance=guidance, interval=interval,
+      steps=steps, guidance=guidance, interval=interval, key=for_steps,
     )  # fmt: skip
     x = classify.pixels(x, self.mean, self.std)
     if self.pixels:
       x = jnp.clip(jnp.rint(x), 0, 255).astype(jnp.uint8)
     return x
+
+
+def _learns(model: nn.Module) -> bool:
+  """Whether a model says the variance of a step back."""
+  return getattr(model, "learn_sigma", False)
 
 
 def make(config: Mapping[str, Any], source: Any) -> Task:
