@@ -7,7 +7,7 @@
 
 Latents as `vitscale encode TOKENIZER --out out/latents` wrote them; they are
 normalised channel by channel. `process=flow` is flow matching, `ddpm` the
-paper's noise prediction, with `model.learn_sigma=True` its learned variance too.
+paper's noise prediction; `model.learn_sigma=True` learns its variance too.
 
 Published recipe (S/2 to XL/2, latents of 32 x 32 x 4): 400k steps of 256, AdamW
 1e-4, constant, no weight decay, no warm-up, EMA .9999, labels dropped 10 %.
