@@ -203,8 +203,8 @@ def test_a_sample_is_drawn_by_its_key_and_guidance_1_changes_nothing():
   assert np.any(first != draw(1))
   same = np.mean(np.asarray(first) == draw(0, guidance=1.0))
   assert same > 0.95  # a rounding error may turn a draw
-  one = task.sample(model, variables, jax.random.key(0), None, (8, 8, 1))
-  assert one.shape == (1, 8, 8, 1)
+  none = task.sample(model, variables, jax.random.key(0), [4], (8, 8, 1))
+  assert none.shape == (1, 8, 8, 1)
 
 
 @pytest.mark.parametrize(

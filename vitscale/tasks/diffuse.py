@@ -29,8 +29,8 @@ import jax
 import jax.numpy as jnp
 
 from vitscale.core.errors import UserError, nearest
+from vitscale.sampling import labels, samplers
 from vitscale.sampling import process as process_lib
-from vitscale.sampling import samplers
 from vitscale.sampling.process import Process
 from vitscale.tasks import Player, classify, fingerprint, forward
 
@@ -84,11 +84,7 @@ class Task:
         "task diffuse: flow has no variance to learn: set"
         " model.learn_sigma=False, or task.process='ddpm'"
       )
-    if 0 < model.num_classes < self.classes:
-      raise UserError(
-        f"model.num_classes={model.num_classes}: the data have {self.classes}"
-        " classes; 0 is for a model that is told none"
-      )
+    labels.check(model, self.classes)
     return model.init(key, self.normalise(batch["image"]))
 
   def normalise(self, image: jax.Array) -> jax.Array:
@@ -112,17 +108,13 @@ class Task:
     Raises:
       UserError: a draw of the time or the class.
     """
-    for name in {"time", "label"} & set(draw):
-      raise UserError(f"draws.{name}: the task draws it; leave it out")
+    labels.check_draw(draw, "time")
     x = self.normalise(batch["image"])
     for_time, for_noise, for_label = jax.random.split(rngs["mix"], 3)
     u = TIMES[self.times](for_time, (len(x),))
     t = process_lib.times(self.process, u)
     noise = jax.random.normal(for_noise, x.shape)
-    label = None
-    if model.num_classes:
-      drop = jax.random.bernoulli(for_label, self.drop_label, (len(x),))
-      label = jnp.where(drop, model.num_classes, batch["label"])
+    label = labels.dropped(model, batch["label"], self.drop_label, for_label)
     shown, target = process_lib.noised(self.process, x, noise, t)
     own = {"dropout": rngs["dropout"]}
     (made, out), state = forward(
@@ -195,11 +187,7 @@ class Task:
       UserError: see `generate`, or guidance by a class that was never left
         out in training.
     """
-    if guidance is not None and model.num_classes and not self.drop_label:
-      raise UserError(
-        f"guidance={guidance}: this model was trained with drop_label=0 and"
-        " doesn't know what no class is"
-      )
+    label = labels.asked(model, label, guidance, self.drop_label)
     for_noise, for_steps = jax.random.split(key)
     noise = jax.random.normal(for_noise, (len(label), *shape))
     label = label if model.num_classes else None
@@ -241,8 +229,7 @@ def make(config: Mapping[str, Any], source: Any) -> Task:
   except UserError as error:
     raise UserError(f"task.{error}") from None
   drop = config.get("drop_label", 0.1)
-  if type(drop) not in (int, float) or not 0 <= drop < 1:
-    raise UserError(f"task.drop_label={drop!r}: should be in [0, 1)")
+  labels.check_share(drop)
   if source.vocabulary is not None:
     raise UserError(
       "task diffuse wants pixels or latents, these are codes: use"

@@ -25,7 +25,7 @@ import numpy as np
 import optax
 
 from vitscale.core.errors import UserError
-from vitscale.sampling import categorical
+from vitscale.sampling import categorical, labels
 from vitscale.tasks import Player, forward
 
 Batch = Mapping[str, jax.Array]
@@ -67,11 +67,7 @@ class Task:
         f" {'levels' if self.pixels else 'codes'}; set model.vocabulary="
         f"{self.vocabulary}"
       )
-    if 0 < model.num_classes < self.classes:
-      raise UserError(
-        f"model.num_classes={model.num_classes}: the data have {self.classes}"
-        " classes; 0 is for a model that is told none"
-      )
+    labels.check(model, self.classes)
     return model.init(key, self.inputs(batch))
 
   def inputs(self, batch: Batch) -> jax.Array:
@@ -94,12 +90,9 @@ class Task:
     Raises:
       UserError: a draw of the class.
     """
-    if "label" in draw:
-      raise UserError("draws.label: the task draws it; leave it out")
-    codes, label = self.inputs(batch), None
-    if model.num_classes:
-      drop = jax.random.bernoulli(rngs["mix"], self.drop_label, (len(codes),))
-      label = jnp.where(drop, model.num_classes, batch["label"])
+    labels.check_draw(draw)
+    codes = self.inputs(batch)
+    label = labels.dropped(model, batch["label"], self.drop_label, rngs["mix"])
     own = {"dropout": rngs["dropout"]}
     (logits, out), state = forward(
       model, variables, codes, label, rngs=own, draw=draw
@@ -131,7 +124,7 @@ class Task:
     model: nn.Module,
     variables: Mapping[str, Any],
     key: jax.Array,
-    label: jax.Array | None,
+    label: jax.Array,
     shape: Shape,
     *,
     guidance: float | None = None,
@@ -148,7 +141,7 @@ class Task:
       model, variables: trained by this task.
       key: random key.
       label: (b,) classes, `model.num_classes` for none; a model without
-        classes isn't told them. None is one sample of no class.
+        classes isn't told them.
       shape: (h, w, c) of one.
       guidance: w; 1 changes nothing, None asks the model once a token.
       temperature, top_k, top_p: see `sampling.categorical.draw`.
@@ -160,21 +153,8 @@ class Task:
       UserError: options that mean nothing, a class that does not exist, or
         guidance by one that was never left out in training.
     """
-    classes = model.num_classes
     categorical.check(self.vocabulary, temperature, top_k, top_p)
-    label = np.asarray([classes] if label is None else label, np.int32)
-    wrong = label[(label < 0) | (label > classes)]
-    if classes and len(wrong):
-      raise UserError(
-        f"label {wrong[0]}: should be in 0..{classes}, {classes} for no class"
-      )
-    if guidance is not None and not (classes and self.drop_label):
-      why = (
-        "was trained with drop_label=0 and doesn't know what no class is"
-        if classes
-        else "has no classes to be guided to"
-      )
-      raise UserError(f"guidance={guidance}: this model {why}; leave it out")
+    label = labels.asked(model, label, guidance, self.drop_label)
     options = (float(temperature), top_k, top_p)
     weight = None if guidance is None else np.float32(guidance)
     codes = _sample(
@@ -232,8 +212,7 @@ def make(config: Mapping[str, Any], source: Any) -> Task:
   if source.shape is None or len(source.shape) != 3:
     raise UserError("task next_token wants images of one size")
   drop, levels = config.get("drop_label", 0.1), config.get("levels")
-  if type(drop) not in (int, float) or not 0 <= drop < 1:
-    raise UserError(f"task.drop_label={drop!r}: should be in [0, 1)")
+  labels.check_share(drop)
   pixels = source.vocabulary is None
   if not pixels and levels is not None:
     raise UserError(f"task.levels={levels!r}: the data are codes; leave it out")
