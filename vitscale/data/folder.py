@@ -11,9 +11,10 @@ hidden files and files without an image suffix are ignored.
 
 import functools
 import hashlib
+import io
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -107,6 +108,7 @@ def folder(
     std=std,
     fingerprint=source.digest(names, channels, files),
     measure=functools.partial(_sizes, str(root), paths),
+    encoded=functools.partial(_bytes, str(root), paths),
   )
 
 
@@ -191,15 +193,44 @@ def _carve(kind, root, top, split, shares) -> tuple[list[str], list[File]]:
   """Files of `split` when val and test are taken out of one folder."""
   names, files = kind.scan(root, top)
   if split != "train" and not shares[split]:
-    raise UserError(
+    raise source.NoSplit(
       f"{root} has no {split}/ folder; add one, or hold a share out by "
       f"{split}=0.1"
     )
+  label = np.array([c for _, _, c in files])
+  rows = held_out([file for file, _, _ in files], label, split, shares)
+  chosen = [files[i] for i in rows]
+  if not chosen:
+    raise source.NoSplit(
+      f"{root}: too few {kind.what}s to hold any out for {split}"
+    )
+  return names, chosen
+
+
+def held_out(
+  names: Sequence[str],
+  label: np.ndarray,
+  split: str,
+  shares: Mapping[str, float],
+) -> list[int]:
+  """Which samples are of `split` when others are taken out of one set.
+
+  Args:
+    names: of the samples; their hashes decide.
+    label: (n,) class of each.
+    split: "train", or one of `shares`.
+    shares: of each class, for every split but "train".
+
+  Returns:
+    Class by class, in the order they are given.
+  """
   chosen = []
-  for c in range(len(names)):
-    mine = [file for file in files if file[2] == c]
+  order = np.argsort(label, kind="stable")
+  for mine in np.split(order, np.flatnonzero(np.diff(label[order])) + 1):
     # By rank of the hash, not by threshold: small classes get their share.
-    mine.sort(key=lambda f: hashlib.sha256(f[0].encode()).digest())
+    mine = sorted(
+      mine.tolist(), key=lambda i: hashlib.sha256(names[i].encode()).digest()
+    )
     start, parts = 0, {}
     for part, share in shares.items():
       n = max(round(share * len(mine)), 1) if share and len(mine) > 1 else 0
@@ -208,9 +239,7 @@ def _carve(kind, root, top, split, shares) -> tuple[list[str], list[File]]:
       start += max(n, 0)
     parts["train"] = mine[start:]
     chosen += sorted(parts[split])
-  if not chosen:
-    raise UserError(f"{root}: too few {kind.what}s to hold any out for {split}")
-  return names, chosen
+  return chosen
 
 
 def _scan(root: Path, top: str) -> tuple[list[str], list[File]]:
@@ -282,39 +311,52 @@ def _walk(root: Path, below: str) -> Iterator[tuple[str, int]]:
 # Reading ---------------------------------------------------------------------
 
 
-def decode(path: str | Path, channels: int = 3) -> np.ndarray:
-  """uint8 (h, w, channels) of an image file, upright.
+def decode(
+  file: str | Path | bytes, channels: int = 3, name: str = ""
+) -> np.ndarray:
+  """uint8 (h, w, channels) of an image, upright.
+
+  Args:
+    file: a path, or what such a file holds.
+    channels: 3 or 1.
+    name: for errors; default the path.
 
   Raises:
-    UserError: naming the file, whatever is wrong with it.
+    Unreadable: naming the file, whatever is wrong with it.
   """
   try:
-    with Image.open(path) as image:
+    with Image.open(_opens(file)) as image:
       image = ImageOps.exif_transpose(image)
       return pixels.from_pil(pixels.convert(image, channels))
   # Damaged files make Pillow's readers raise nearly anything.
   except Exception as e:
-    raise _unreadable(path, e) from e
+    raise _unreadable(name or file, e) from e
 
 
-def size_of(path: str | Path) -> tuple[int, int]:
-  """Height and width of an image file, upright, from its header alone.
+def size_of(file: str | Path | bytes, name: str = "") -> tuple[int, int]:
+  """Height and width of an image, upright, from its header alone.
 
   Raises:
-    UserError: naming the file, as `decode`.
+    Unreadable: naming the file, as `decode`.
   """
   try:
-    with Image.open(path) as image:
+    with Image.open(_opens(file)) as image:
       w, h = image.size
       turned = image.getexif().get(ExifTags.Base.Orientation, 1) > 4
   except Exception as e:
-    raise _unreadable(path, e) from e
+    raise _unreadable(name or file, e) from e
   return (w, h) if turned else (h, w)
 
 
-def _unreadable(path: str | Path, e: Exception) -> UserError:
+def _opens(file: str | Path | bytes) -> Any:
+  return io.BytesIO(file) if isinstance(file, bytes) else file
+
+
+def _unreadable(path: str | Path, e: Exception) -> source.Unreadable:
   reason = str(e).split("\n")[0].replace(f" {str(path)!r}", "")
-  return UserError(
+  if "BytesIO" in reason:  # an address, which says nothing
+    reason = "cannot identify image file"
+  return source.Unreadable(
     f"cannot read image {path}: {reason or type(e).__name__}; {REMEDY}"
   )
 
@@ -328,6 +370,10 @@ def _sizes(root: str, paths: tuple[str, ...]) -> np.ndarray:
 
 def _images(root: str, paths, channels, indices) -> list[np.ndarray]:
   return [decode(f"{root}/{paths[i]}", channels) for i in indices]
+
+
+def _bytes(root: str, paths, indices) -> list[bytes]:
+  return [Path(root, paths[i]).read_bytes() for i in indices]
 
 
 def readable(

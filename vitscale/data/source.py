@@ -8,7 +8,10 @@ one; the last three are the controls of the patch studies.
 import dataclasses
 import functools
 import hashlib
+import os
+import warnings
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -17,6 +20,14 @@ from vitscale.core.errors import UserError, nearest
 from vitscale.data.random import Rng
 
 SPLITS = ("train", "val", "test")
+
+
+class NoSplit(UserError):
+  """The data have no such split, and none is to be made."""
+
+
+class Unreadable(UserError):
+  """One sample can't be decoded; others may."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +63,8 @@ class Source:
       int32 (h, w, 1): which one (data/latents.py). `mean` and `std` are then
       of their values / 255.
     vocabulary: codes are below it; None where there are none.
+    encoded: as `images`, but the files that they are decoded from; None where
+      images are no files, or are changed after decoding.
   """
 
   images: Callable[[np.ndarray], np.ndarray | list[np.ndarray]]
@@ -64,6 +77,7 @@ class Source:
   measure: Callable[[], np.ndarray] | None = None
   tokenizer: "Origin | None" = None
   vocabulary: int | None = None
+  encoded: Callable[[np.ndarray], list[bytes]] | None = None
 
   def __len__(self) -> int:
     return len(self.label)
@@ -129,6 +143,46 @@ def in_memory(image, label, class_names, mean, std, fingerprint) -> Source:
 # Wrappers, for any source ----------------------------------------------------
 
 
+def readable(source: Source, *, whole: bool = True) -> Source:
+  """The samples that can be decoded; a warning names and counts the others.
+
+  Decodes all of them, in threads: about as long as an epoch of loading.
+
+  Args:
+    source: any.
+    whole: every class must keep a sample.
+
+  Raises:
+    UserError: nothing is left, or none of a class.
+  """
+
+  def fault(i: int) -> str:
+    try:
+      source.images(np.array([i]))
+    except Unreadable as e:
+      return str(e).partition(": ")[0].removeprefix("cannot read image ")
+    return ""
+
+  with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
+    faults = list(pool.map(fault, range(len(source))))
+  bad = [text for text in faults if text]
+  if not bad:
+    return source
+  more = f" and {len(bad) - 10} more" if len(bad) > 10 else ""
+  text = f"{len(bad)} of {len(source)} images can't be read"
+  named = f"{', '.join(bad[:10])}{more}"
+  kept = subset(
+    source, np.array([i for i, x in enumerate(faults) if not x], int)
+  )
+  lost = np.flatnonzero((source.counts > 0) & (kept.counts == 0))
+  if not len(kept) or (whole and len(lost)):
+    names = ", ".join(source.class_names[c] for c in lost[:5])
+    left = f"nothing is left of {names}" if len(kept) else "none is left"
+    raise UserError(f"{text}: {named}; {left}")
+  warnings.warn(f"{text} and are left out: {named}", stacklevel=2)
+  return kept
+
+
 def subset(source: Source, indices: np.ndarray) -> Source:
   """The samples at `indices`, in that order."""
   return dataclasses.replace(
@@ -138,6 +192,8 @@ def subset(source: Source, indices: np.ndarray) -> Source:
     fingerprint=digest(source.fingerprint, "subset", indices),
     measure=source.measure
     and functools.partial(_subset_sizes, source.measure, indices),
+    encoded=source.encoded
+    and functools.partial(_subset, source.encoded, indices),
   )
 
 
@@ -173,6 +229,7 @@ def upsampled(source: Source, k: int) -> Source:
   return dataclasses.replace(
     source,
     images=functools.partial(_upsample, source.images, k),
+    encoded=None,
     shape=(h * k, w * k, c),
     fingerprint=digest(source.fingerprint, "upsample", k),
   )
@@ -192,6 +249,7 @@ def tiled(source: Source, k: int) -> Source:
   return dataclasses.replace(
     source,
     images=functools.partial(_tile, source.images, k),
+    encoded=None,
     shape=(h * k, w * k, c),
     fingerprint=digest(source.fingerprint, "tile", k),
   )
@@ -208,6 +266,7 @@ def permuted(source: Source, seed: int) -> Source:
   return dataclasses.replace(
     source,
     images=functools.partial(_permute, source.images, order),
+    encoded=None,
     fingerprint=digest(source.fingerprint, "permute", order),
   )
 

@@ -15,6 +15,8 @@ from typing import Any
 from vitscale.core.call import bind
 from vitscale.core.errors import UserError, nearest
 from vitscale.data import (
+  array_record,
+  arrays,
   fashion,
   fields,
   folder,
@@ -22,22 +24,28 @@ from vitscale.data import (
   listops,
   lra,
   lra_pictures,
+  parquet,
   pathfinder,
   scenes,
   synthetic,
+  table,
+  tfds,
   video,
+  webdataset,
 )
 from vitscale.data.source import (
   Source,
   limited,
   permuted,
+  readable,
   tiled,
   upsampled,
 )
 
 MODULES = (
-  fashion, fields, folder, latents, listops, lra, lra_pictures, pathfinder,
-  scenes, synthetic, video,
+  array_record, arrays, fashion, fields, folder, latents, listops, lra,
+  lra_pictures, parquet, pathfinder, scenes, synthetic, table, tfds, video,
+  webdataset,
 )  # fmt: skip
 
 
@@ -56,6 +64,7 @@ def makers() -> dict[str, Callable[..., Source]]:
 def make(
   name: str,
   *,
+  skip_corrupt: bool = False,
   limit: int | None = None,
   permute_seed: int | None = None,
   upsample: int = 1,
@@ -64,7 +73,9 @@ def make(
 ) -> Source:
   """The source `name(**kwargs)`, then limited, permuted, upsampled, tiled.
 
-  In that order: a permutation moves whole original pixels.
+  In that order: a permutation moves whole original pixels. With `skip_corrupt`
+  all images are decoded first, and those that can't be are left out with a
+  warning; else the first that is met ends the run.
   """
   known = makers()
   if name not in known:
@@ -77,6 +88,13 @@ def make(
     if value is not None and type(value) is not int:
       raise UserError(f"data: {key} must be an integer, got {value!r}")
   source = known[name](**bind(known[name], (), kwargs, what="data"))
+  if type(skip_corrupt) is not bool:
+    raise UserError(
+      f"data: skip_corrupt is true or false, got {skip_corrupt!r}"
+    )
+  if skip_corrupt:
+    whole = kwargs.get("split", "train") == "train"
+    source = readable(source, whole=whole)
   if limit is not None:
     source = limited(source, limit)
   if permute_seed is not None:
