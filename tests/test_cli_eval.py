@@ -101,6 +101,49 @@ def test_a_classifier_again(classifier, scored):
   assert "feature_net" not in result and "E" not in result
 
 
+def test_a_gallery_is_train_unless_it_is_named(classifier, scored):
+  asked = "knn(k=3),linear_probe(solver='ridge'),few_shot(shots=(1,2))"
+  whole = scored(classifier, "--evals", asked, "--split", "test")["metrics"]
+  assert set(whole) >= {"knn3", "probe", "shot1", "shot2"}
+  assert whole["knn/gallery"]["value"] == 64 and whole["knn3"]["n"] == 64
+  again = scored(
+    classifier, "--split", "test", "--evals",
+    "knn(k=3, gallery={'split': 'train', 'data': {'limit': 40}})",
+  )["metrics"]  # fmt: skip
+  assert again["gallery"]["value"] == 40
+  own = scored(classifier, "--evals", "knn(k=3)", "--split", "train")
+  assert own["metrics"]["gallery"]["value"] == 64  # each of the others
+  val = scored(
+    classifier, "--evals", "knn(k=3, gallery='val')", "--split", "train"
+  )
+  assert val["metrics"]["gallery"]["value"] == 64
+  assert val["metrics"]["knn3"] != own["metrics"]["knn3"]
+
+
+def test_features_of_other_classes(classifier, scored, tmp_path):
+  """A probe of features needs no class of the run's."""
+  image = np.random.default_rng(0).integers(0, 256, (12, 8, 8, 1), np.uint8)
+  for split in ("train", "val"):
+    photos(tmp_path / "photos" / split, image)
+  folder = tmp_path / "photos"
+  result = scored(
+    classifier, "--evals", "knn(k=1)", "--data", folder, "--split", "val"
+  )
+  assert result["metrics"]["knn1"]["value"] == 1.0  # the same images
+  assert result["metrics"]["gallery"]["value"] == 12
+
+
+def test_by_image_and_patch_size(classifier, scored):
+  result = scored(
+    classifier, "--evals", "robustness(size=(8, 12), patch_size=(2, 4)),"
+    "classify", "--split", "test",
+  )  # fmt: skip
+  found = result["metrics"]
+  same = found["size=8 patch_size=4/accuracy"]
+  assert same["value"] == pytest.approx(found["accuracy"]["value"])
+  assert same["n"] == 64 and "size=12 patch_size=2/nll" in found
+
+
 def test_an_earlier_step_and_another_split(classifier, scored):
   result = scored(classifier / "checkpoints" / "4", "--split", "val",
                   "--batch-size", 7)  # fmt: skip
@@ -265,6 +308,11 @@ def test_a_bad_generation_is_one_line(generator, tmp_path, monkeypatch, capfd,
     (["--evals", ""], "write names with commas between"),
     (["--evals", "classify", "--data", "n=9"], "'classify' wants a task that"),
     (["--data", "n=299"], "rfd_random_conv needs 300 images, there are 299"),
+    (["--evals", "knn(gallery=3)"], "gallery=3: write gallery='train'"),
+    (
+      ["--evals", "linear_probe", "--split", "train"],
+      "name a split other than 'train'",
+    ),
     (["--data", "nothing"], "image folder nothing does not exist"),
     (["--data", "empty"], "empty holds nothing to read"),
     (["--data", "blank"], "no images below blank"),

@@ -90,6 +90,31 @@ def test_what_is_skipped_starts_from_the_seed(parent):
   assert gap(state["params"], variables["params"]) == 0
 
 
+@pytest.mark.parametrize("position", ["learned", "sincos2d"])
+def test_another_patch_and_image(parent, tmp_path, position):
+  """The child is its parent at that patch: PI-resized, tables resampled."""
+  if position == "learned":
+    parent = tmp_path / "parent"
+    train(config(model__position="learned"), parent)
+  made = config(parent, seed=1, model__position=position)
+  made.init["how"] = "resize"
+  made.model.patch_size = 2
+  made.data.size = 12
+  if position == "sincos2d":
+    made.model.position_patch = 4
+  bench = build(made)
+  params = jax.device_get(warm_start.begin(bench)["params"])
+  model, variables = workdir_lib.load(parent)
+  image = np.random.default_rng(0).normal(size=(2, 12, 12, 1)).astype("f4")
+  mine, _ = bench.model.apply({"params": params}, image)
+  theirs, _ = model.apply(variables, image, patch_size=2)
+  np.testing.assert_allclose(mine, theirs, atol=1e-5)
+  assert params["embed"]["kernel"].shape == (4, 16)
+  del made.init["how"]
+  with pytest.raises(UserError, match="embed/kernel"):
+    begun(made)
+
+
 def test_an_optimizer_can_be_carried(parent):
   made = config(parent)
   made.init["optimizer"] = "carry"

@@ -117,11 +117,13 @@ def evaluate(
   asked = parse(evals) if evals is not None else _same(own)
   modules = {name: plugin.module("evals", name) for name in asked}
   for name, options in asked.items():
-    known = getattr(modules[name], "OPTIONS", ())
+    known = _options(modules[name])
     for key in set(options) - set(known):
       raise UserError(f"--evals {name}: no option {key!r}{nearest(key, known)}")
   bench, variables, step = workdir.restored(path)
   learned = bench.inputs[1]["image"].shape[1:]
+  # Of other splits than the evaluation's own nothing is amended.
+  plain, _ = _data(config["data"], {}, data, split, learned)
   group, split = _data(config["data"], own, data, split, learned)
   named = group.pop("source")
   source = sources.make(named, split=split, **group)
@@ -137,8 +139,18 @@ def evaluate(
     batch_size = own.get("batch_size", bench.batch_size)
   common = {"split": split, "transform": transform, "batch_size": batch_size}
   groups = {k: {"name": k, **common, **more} for k, more in asked.items()}
+  for name, one in groups.items():
+    for key in getattr(modules[name], "DATA", ()):
+      if key in one:
+        one[key] = _gallery(name, key, one[key], transform)
+
+  def another(named: str, *, split: str, **options: Any) -> Any:
+    if split == common["split"]:  # galleries are of others
+      return source
+    return sources.make(named, split=split, **options)
+
   made = held_out.evals(
-    Reader({**config, "evals": groups}), lambda *_, **__: source, bench.task,
+    Reader({**config, "data": plain, "evals": groups}), another, bench.task,
     bench.model, variables, source, bench.mesh, bench.rules,
     lambda *_, **__: 1, bench.batch_size, False,
   )  # fmt: skip
@@ -232,8 +244,25 @@ def _same(own: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
   from vitscale import plugin
 
   name = own.get("name", "classify")
-  known = getattr(plugin.module("evals", name), "OPTIONS", ())
+  known = _options(plugin.module("evals", name))
   return {name: {key: own[key] for key in known if key in own}}
+
+
+def _options(module: Any) -> tuple[str, ...]:
+  """What an evaluation is told: options, and groups of further data."""
+  named = getattr(module, "OPTIONS", ()), getattr(module, "DATA", ())
+  return tuple(key for keys in named for key in keys)
+
+
+def _gallery(name: str, key: str, asked: Any, transform: Any) -> dict[str, Any]:
+  """`"train"`, or a group as a config has it, with the query's transform."""
+  group = {"split": asked} if isinstance(asked, str) else asked
+  if not isinstance(group, Mapping) or "split" not in group:
+    raise UserError(
+      f"--evals {name}: {key}={asked!r}: write {key}='train', or"
+      " {'split': 'train', 'data': {'limit': 5000}}"
+    )
+  return {"transform": transform, **group}
 
 
 def _data(

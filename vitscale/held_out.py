@@ -2,15 +2,17 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
 
 from vitscale import models, plugin
 from vitscale.core import placement, sharding
+from vitscale.core.config import Reader
 from vitscale.core.errors import UserError
 from vitscale.data import pack, pipeline, transforms
+from vitscale.evals import At
 
 
 @dataclasses.dataclass
@@ -47,11 +49,14 @@ def evals(
   `draw` fixes what training draws: `{"patch_size": 8}`.
 
   A module's `OPTIONS` are further keys, passed on to it; `DATA` names groups
-  of a split of their own, whose batches `evaluate` gets (see retrieval). What
-  `make` gives is compiled, unless the module says EAGER; with TOKENIZER it is
-  told the data's.
+  of a split of their own, whose batches `evaluate` gets (see retrieval); where
+  ALONE, it does without as well. What `make` gives is compiled, unless the
+  module says EAGER; with TOKENIZER it is told the data's.
   """
   made, settings = {}, read.group("pack").kwargs()
+  merged = getattr(task, "merged", None)
+  if merged:
+    task, variables = task.task, jax.eval_shape(merged, variables)
   for label, group in read.group("evals").items():
     module = plugin.module("evals", group.get("name", "classify"))
     draw = group.group("draw").kwargs()
@@ -77,16 +82,11 @@ def evals(
     )  # fmt: skip
     batches, more = stream(group, f"evals.{label}"), {}
     for key in getattr(module, "DATA", ()):
-      if key not in group:
-        continue
       where = f"evals.{label}.{key}"
-      more[key] = stream(group[key], where)
-      if group[key]["split"] == group["split"]:
-        raise UserError(
-          f"{where}: the same split as evals.{label}: leave it out, and each"
-          " example is compared with the others"
-        )
-    asked = _At(model, draw) if draw else model
+      other = _other(module, group, key, where)
+      if other is not None:
+        more[key] = stream(other, where)
+    asked = At(model, draw) if draw else model
     if getattr(module, "TOKENIZER", False):
       options["tokenizer"] = source.tokenizer
     sums = module.make(task, asked, **options)
@@ -97,11 +97,39 @@ def evals(
       _check(sums, variables, batches, where)
     one_pass = functools.partial(module.evaluate, sums)
     run = functools.partial(
-      _run, one_pass, batches, more, options, mesh, rules, ema
+      _run, one_pass, batches, more, options, mesh, rules, ema, merged
     )
     interval = every(group, f"evals.{label}", default=1 << 60)
     made[label] = Eval(interval, run, batches)
   return made
+
+
+def _other(module, group, key: str, where: str) -> Reader | None:
+  """The group of a further split, its default where it isn't given, or None.
+
+  A default is of a module whose `DATA` is a mapping: name -> split.
+  """
+  wanted, own = module.DATA, group["split"]
+  if key in group:
+    if group[key]["split"] != own:
+      return group[key]
+    raise UserError(
+      f"{where}: the same split as its evaluation's: {_instead(module, own)}"
+    )
+  if not isinstance(wanted, Mapping):
+    return None
+  if wanted[key] != own:
+    alike = {k: group[k] for k in ("transform",) if k in group}
+    return Reader({"split": wanted[key], **alike})
+  if getattr(module, "ALONE", False):
+    return None
+  raise UserError(f"{where}: {own!r} by default: {_instead(module, own)}")
+
+
+def _instead(module, own: str) -> str:
+  if getattr(module, "ALONE", False):
+    return "leave it out, and each example is compared with the others"
+  return f"name a split other than {own!r}"
 
 
 def _check(sums, variables, batches, where: str) -> None:
@@ -115,22 +143,14 @@ def _check(sums, variables, batches, where: str) -> None:
     raise UserError(f"{where}: {error}") from None
 
 
-class _At:
-  """A model that is always called with the same draw."""
-
-  def __init__(self, model: Any, draw: dict[str, Any]):
-    self._model, self._draw = model, draw
-
-  def apply(self, *args: Any, **kwargs: Any) -> Any:
-    return self._model.apply(*args, **kwargs, **self._draw)
-
-
 def _run(
-  one_pass, batches, more, options, mesh, rules, ema, state
+  one_pass, batches, more, options, mesh, rules, ema, merged, state
 ) -> dict[str, float]:
   """One evaluation of a state."""
   params = state["ema"] if ema else state["params"]
   variables = {"params": params, **state["mutable"]}
+  if merged:
+    variables = merged(variables)
   block, blocks = sharding.data_block(mesh, rules)
 
   def placed(batches):

@@ -11,6 +11,8 @@ it is carried. A resumed run needs no parent. `how` says what happens to a
 parent of other sizes (elastic/grow.py):
 
     same          nothing, sizes are equal
+    resize        another patch or image: patch kernels PI-resized (FlexiViT,
+                  2212.08013), position tables resampled
     append        new units that nothing listens to yet (TokenFormer)
     net2net       copies of hidden units and heads, drawn at random
     hypercloning  every width a multiple, all entries copied in turn
@@ -39,6 +41,8 @@ from vitscale.core.axes import AxisError
 from vitscale.core.config import Reader
 from vitscale.core.errors import UserError, nearest
 from vitscale.elastic import grow, importance
+from vitscale.nn import patch as patch_lib
+from vitscale.nn import position as position_lib
 from vitscale.parent import Parent
 
 State = dict[str, Any]
@@ -100,8 +104,10 @@ def of(config: Mapping[str, Any]) -> WarmStart | None:
   for axis in start.rewire:
     if axis not in REWIRED:
       raise UserError(f"init.rewire {axis!r}{nearest(axis, REWIRED)}")
-  if start.skip and start.how != "same":
+  if start.skip and start.how in GROWTHS:
     raise UserError(f"init.skip goes with init.how=same, not {start.how}")
+  if start.how == "resize" and start.optimizer == "carry":
+    raise UserError("init.how=resize has no moments to carry")
   if start.skip and start.optimizer == "carry":
     raise UserError("init.skip leaves the optimizer no moments to carry")
   return start
@@ -147,7 +153,7 @@ def begin(bench: Bench) -> State:
     return state
   parent = Parent(start.path)
   try:
-    take = same if start.how == "same" else grown
+    take = grown if start.how in GROWTHS else same
     take(bench, state, parent, start)
   except AxisError as error:
     raise UserError(f"init.how={start.how}: {error}") from error
@@ -166,11 +172,17 @@ def begin(bench: Bench) -> State:
 def same(bench: Bench, state: State, parent: Parent, start: WarmStart) -> None:
   """Fills a state with the parent's parameters, but for those skipped.
 
+  With `how` resize, of other patches and positions.
+
   Collections (statistics, codebooks) come along where both have them.
   """
   drawn = tree.flatten(state["params"])
   both = set(bench.abstract["mutable"]) & parent.collections
-  found = parent.read(bench.abstract["params"], skip=start.skip, beside=both)
+  abstract, change = bench.abstract["params"], {}
+  if start.how == "resize":
+    abstract, change = _resizes(bench, parent)
+  found = parent.read(abstract, skip=start.skip, beside=both)
+  found |= {k: fn(found[k]) for k, fn in change.items() if k in found}
   for name in sorted(both):
     branch, shapes = f"mutable/{name}", bench.abstract["mutable"][name]
     read = tree.like(shapes, parent.read(shapes, branch))
@@ -180,6 +192,34 @@ def same(bench: Bench, state: State, parent: Parent, start: WarmStart) -> None:
   state["params"] = tree.like(state["params"], drawn | found)
   if start.optimizer == "carry":
     state["opt"] = _moments(parent, bench.abstract["opt"])
+
+
+def _resizes(
+  bench: Bench, parent: Parent
+) -> tuple[State, dict[str, Callable[[jax.Array], jax.Array]]]:
+  """What to read of a parent, and what makes it fit, by path."""
+  named, have = tree.flatten(bench.names), tree.flatten(parent.shapes())
+  want = tree.flatten(bench.abstract["params"])
+  read, change = dict(want), {}
+  for path, x in want.items():
+    old = have.get(path)
+    if old is None or old.shape == x.shape:
+      continue
+    roles = [axes_lib.role(name) for name in named[path].names]
+    if roles == ["patch", "embed"]:
+      model, _ = models.make(Reader(parent.config["model"]), bench.source)
+      sizes = model.patch_size, bench.model.patch_size
+      fit = lambda x, sizes=sizes: patch_lib.resize_kernel(x, *sizes)
+    elif set(roles[:-1]) == {"pos"} and roles[-1] == "embed":
+      grid = x.shape[:-1]
+      fit = lambda x, grid=grid: position_lib.resample(x, grid)
+    else:
+      continue
+    whole = jax.sharding.PartitionSpec()
+    place = jax.sharding.NamedSharding(bench.mesh, whole)
+    read[path] = jax.ShapeDtypeStruct(old.shape, old.dtype, sharding=place)
+    change[path] = jax.jit(fit, out_shardings=x.sharding)
+  return tree.like(bench.abstract["params"], read), change
 
 
 def _tell_skipped(parent: Parent, drawn: State, found: State) -> None:
@@ -283,7 +323,7 @@ GROWTHS: dict[str, Callable[[Bench, Any], Growth]] = {
   "net2net": _net2net,
   "hypercloning": _copy,
 }
-METHODS = ("same", *GROWTHS)
+METHODS = ("same", "resize", *GROWTHS)
 
 
 def _copies(

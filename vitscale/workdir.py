@@ -63,6 +63,8 @@ def restored(
     named if step is None else step,
   )
   variables = {"params": part[kept], **part["mutable"]}
+  if merged := getattr(bench.task, "merged", None):
+    variables = merged(variables)
   return bench, variables, int(part["step"])
 
 

@@ -53,6 +53,7 @@ RUNS = (
   "vit_thinking:runlocal",
   "pattention:runlocal",
   "vit_folder:runlocal,path={photos}",
+  "vit_finetune:runlocal,path={photos}",
   "vit_i1k:runlocal,path={photos},variant=B/16",
   "ladder:runlocal,rung=flops2e19,path={photos}",
   "vit_pod:runlocal,path={photos}",

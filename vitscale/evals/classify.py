@@ -10,6 +10,8 @@ size and the number of devices change nothing.
   model: a few thousand examples leave about .01 of noise.
 * `brier`, the Brier score (1950): squared distance of the probabilities from
   the one-hot label, summed over classes, so 0 to 2 for a softmax.
+* `top5`, the share of examples whose label is among the five likeliest classes;
+  of more than five classes.
 """
 
 import math
@@ -21,8 +23,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from vitscale.core.errors import UserError
+from vitscale.evals import share
 
 BINS = 15  # as in the paper's tables
+TOP = 5
 PLAIN = True  # asks `task.predict` alone: packed batches and draws will do
 
 
@@ -62,7 +66,21 @@ def totals(
   }
   if "probabilities" in scores:
     found |= calibration(scores["probabilities"], batch["label"], weight)
+    said = scores.get("logits", scores["probabilities"])
+    if said.shape[-1] > TOP:
+      found["top"] = (weight * among(said, batch["label"], TOP)).sum()
   return found
+
+
+def among(scores: jax.Array, label: jax.Array, k: int) -> jax.Array:
+  """(...) 0/1: whether the label is among the k highest of (..., classes).
+
+  Of equal scores the lower class stands first, as in an argmax.
+  """
+  own = jnp.take_along_axis(scores, label[..., None], -1)
+  earlier = jnp.arange(scores.shape[-1]) < label[..., None]
+  ahead = (scores > own) | ((scores == own) & earlier)
+  return (ahead.sum(-1) < k).astype(jnp.float32)
 
 
 def calibration(
@@ -102,19 +120,18 @@ def evaluate(
   """One pass over `batches`.
 
   Returns:
-    `nll` (nats) and `accuracy` (0..1) with standard errors over examples;
-    `ece` and `brier` where the task predicts probabilities; `examples`.
+    `nll` (nats), `accuracy` and `top5` (0..1) with standard errors over
+    examples; `ece` and `brier` where the task predicts probabilities;
+    `examples`.
   """
   parts = [sums(variables, batch) for batch in batches]  # queued, then read
   total = jax.tree.map(
     lambda *x: np.sum(np.asarray(x, np.float64), 0), *jax.device_get(parts)
   )
-  n, accuracy = total["examples"], float(total["correct"] / total["examples"])
-  found = {
-    **mean_nll(total),
-    "accuracy": accuracy,
-    "accuracy_se": math.sqrt(max(accuracy * (1 - accuracy), 0.0) / n),
-  }
+  n = total["examples"]
+  found = mean_nll(total) | share("accuracy", float(total["correct"] / n), n)
+  if "top" in total:
+    found |= share(f"top{TOP}", float(total["top"] / n), n)
   if "bins" in total:
     _, confidence, right = total["bins"]
     found["ece"] = float(np.abs(right - confidence).sum() / n)

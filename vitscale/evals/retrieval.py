@@ -20,9 +20,8 @@ something only where those were trained to (Matryoshka, 2205.13147).
 """
 
 import functools
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,21 +30,15 @@ import numpy as np
 from vitscale.core import sharding
 from vitscale.core.errors import UserError, nearest
 from vitscale.elastic import spec as spec_lib
-from vitscale.evals import gather
+from vitscale.evals import Features, gather, pooled, share
 
 TEMPERATURE = 0.07
 PAIRS = ("all", "same")
 OPTIONS = ("k", "pairs", "prefix")  # of a config: of `make` and `evaluate`
 DATA = ("gallery",)  # a group of a config: batches for `evaluate`
+ALONE = True  # without a gallery, queries are their own
 
 Array = np.ndarray
-
-
-class Features(NamedTuple):
-  """Images as an encoder sees them: `x` (n, d), `label` (n,)."""
-
-  x: Array
-  label: Array
 
 
 # ------------------------------------------------------------------ neighbours
@@ -71,7 +64,7 @@ def knn(
     k: how many neighbours vote.
     leave_one_out: both are the same images; none is its own neighbour.
     prefix: compare the first features that both have.
-    temperature: of the votes.
+    temperature: of the votes; infinite, all neighbours weigh the same.
     rows: queries, and images of the gallery, compared at once: memory is
       rows^2 similarities beside the features.
 
@@ -184,21 +177,6 @@ def matrix(
 # ------------------------------------------------------------------ evaluation
 
 
-def pooled(task: Any, model: Any, variables: Any, image: jax.Array) -> Any:
-  """(b, d) float32: what the head reads, or the mean of the last feature map.
-
-  Args:
-    task: normalises.
-    model, variables: of a family.
-    image: (b, h, w, c) uint8.
-  """
-  _, out = model.apply(variables, task.normalise(image))
-  if "pre_logits" in out:
-    return out["pre_logits"].astype(jnp.float32)
-  last = out["features"][-1][0]
-  return last.mean(tuple(range(1, last.ndim - 1)), dtype=jnp.float32)
-
-
 def make(
   task: Any,
   model: Any,
@@ -293,6 +271,5 @@ def evaluate(
     label = f"{i}/" if i == j else f"{i}>{j}/"
     label = "" if i == j == "full" else label
     for size, p in accuracies.items():
-      out[f"{label}knn{size}"] = p
-      out[f"{label}knn{size}_se"] = math.sqrt(p * (1 - p) / n)
+      out |= share(f"{label}knn{size}", p, n)
   return {**out, "examples": n, "gallery": len(known["full"].x)}

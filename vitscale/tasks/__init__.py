@@ -18,6 +18,9 @@ A task module has `make(config, source) -> Task`; a Task offers
     prepare(variables, batch, rngs) (optional) -> batch, with what all parts of
       a nested model need of it
     frozen: names (optional) of collections that no step changes
+    merged(variables) -> variables (optional), the plain model's, of a task that
+      trains others in their place; evaluations and who loads the run see those,
+      with `task`, the plain one
     teachers: collection -> Parent (optional), whose weights fill it
     sample(model, variables, key, label, shape, **options) (optional) -> (b,
       *shape) as batch["image"] holds them, of a generator; label (b,) of
