@@ -244,7 +244,8 @@ def memory():
   fsspec = pytest.importorskip("fsspec")
   fs = fsspec.filesystem("memory")
   yield fs
-  fs.rm("/vitscale-test", recursive=True)
+  if fs.exists("/vitscale-test"):
+    fs.rm("/vitscale-test", recursive=True)
 
 
 @pytest.mark.parametrize("kind", ["parquet", "webdataset", "numpy", "npz"])

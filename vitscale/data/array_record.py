@@ -190,8 +190,8 @@ def write(
     UserError: `out` holds something else, videos or latents, a damaged image.
   """
   first = next(iter(splits.values()))
-  if first.tokenizer is not None or len(first.shape or (1, 1, 1)) != 3:
-    raise UserError("convert is for images, these are latents or videos")
+  if first.tokenizer is not None:
+    raise UserError("convert is for images, these are a tokenizer's latents")
   card = json.loads(json.dumps(jsonable({
     "format": FORMAT, "whole": False, "per_shard": per_shard,
     "channels": channels, "class_names": first.class_names,
@@ -243,6 +243,8 @@ def _write_shard(path: Path, source: Source, rows: np.ndarray) -> None:
 def _file(source: Source, i: int) -> bytes:
   """The image's file, or a PNG of it; decoded once, as it should be whole."""
   (image,) = source.images(np.array([i]))
+  if image.ndim != 3:
+    raise UserError("convert is for images, these are videos")
   if source.encoded is not None:
     return source.encoded(np.array([i]))[0]
   out = io.BytesIO()

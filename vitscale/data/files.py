@@ -290,8 +290,8 @@ def stored(
       with np.load(place / name, allow_pickle=False) as old:
         if str(old["key"]) == key:
           return {k: old[k] for k in old.files if k != "key"}
-    except (OSError, ValueError, KeyError, EOFError):
-      pass  # none, or a damaged one, which is replaced
+    except Exception:  # none, or a damaged one, at which NumPy raises anything
+      continue
   made = build()
   for place in places:
     try:

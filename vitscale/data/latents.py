@@ -43,7 +43,7 @@ def latents(split: str = "train", path: str = "") -> Source:
   card = read_card(folder)
   splits = card["splits"]
   if split not in splits:
-    raise UserError(
+    raise source_lib.NoSplit(
       f"latents: {folder} has no split {split!r}{nearest(split, splits)}"
     )
   n, done = splits[split]["examples"], splits[split]["written"]

@@ -137,6 +137,9 @@ def _scan(path: str) -> list[tuple[str, int, int, str]]:
             text = tar.extractfile(member).read()
             if (found := _label(path, key, kind, text)) is not None:
               label[key] = rank, found
+      file.seek(tar.offset)  # tarfile takes a cut header for the end
+      if file.read(512) != bytes(512):
+        raise EOFError(f"it was cut at byte {tar.offset}")
   except (tarfile.TarError, EOFError, OSError) as e:
     raise UserError(f"webdataset: {path} is no whole tar file: {e}") from e
   for what, has, lacks in (
