@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vitscale import workdir
+from vitscale import warm_start, workdir
 from vitscale.bench import build
 from vitscale.core import accounting, axes, schedule
 from vitscale.core import config as config_lib
@@ -121,6 +121,43 @@ def test_stage_2_takes_its_model_and_weights_from_stage_1(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, a, b)
   a, b = (v["params"]["pixels"]["kernel"] for v in (old, new))
   assert np.any(a != b)
+
+
+def test_finetuning_takes_model_and_weights_of_a_run(photos, tmp_path):
+  with pytest.raises(UserError, match="vit_finetune:from=out/s16,path="):
+    config_lib.load("vit_finetune:path=photos")
+  with pytest.raises(UserError, match="drop freeze"):
+    config_lib.load("vit_finetune:runlocal,path=photos,lora=2,freeze=embed/.*")
+  first = tmp_path / "first"
+  config = config_lib.load(f"vit_folder:runlocal,path={photos}")
+  config.total_steps, config.evals = 1, {}
+  with config.unlocked():
+    config.model.update({"width": 16, "position": "learned"})
+    config.task.update({"mean": (0.5,) * 3, "std": (0.25,) * 3})
+  train(config, first)
+  start = f"vit_finetune:runlocal,from={first},path={photos}"
+  _, variables = workdir.load(first)
+  old = variables["params"]
+
+  config = config_lib.load(f"{start},patch=4")
+  assert config.task.mean == (0.5,) * 3 and config.model.width == 16
+  bench = build(config)
+  assert "0.75" in bench.parameters  # of the last block
+  state = warm_start.begin(bench)
+  new = jax.device_get(state["params"])
+  assert new["embed"]["kernel"].shape == (48, 16)
+  assert new["positions"]["table"].shape == (8, 8, 16)
+  jax.tree.map(np.testing.assert_array_equal, new["encoder"], old["encoder"])
+
+  bench = build(config_lib.load(f"{start},lora=2"))
+  new = jax.device_get(warm_start.begin(bench)["params"])
+  jax.tree.map(np.testing.assert_array_equal, new["encoder"], old["encoder"])
+  assert bench.facts["params"] > sum(x.size for x in jax.tree.leaves(old))
+
+  bench = build(config_lib.load(f"{start},freeze=embed/.*|positions/.*"))
+  rows = [line.split() for line in bench.parameters.splitlines()]
+  frozen = {row[0] for row in rows if row and row[-1] == "frozen"}
+  assert frozen == {"embed/bias", "embed/kernel", "positions/table"}
 
 
 # -------------------------------------------------------------------- i1k

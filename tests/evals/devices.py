@@ -19,6 +19,10 @@ EVALS = {
     "name": "retrieval", "split": "val", "batch_size": 24, "k": (1, 3),
     "gallery": {"split": "train", "data": {"limit": 40}},
   },
+  "line": {
+    "name": "linear_probe", "split": "val", "batch_size": 24,
+    "solver": "ridge", "l2": 1.0,
+  },
 }  # fmt: skip
 PIXELS = {
   "pixels": {

@@ -20,6 +20,8 @@ def test_eight_devices_find_what_one_does():
   assert val["examples"] == near["examples"] == 64  # 24 does not divide it
   assert val["ece"] > 0 and val["ffn=1/4/brier"] > 0
   assert 0 < near["ffn=1/4>full/knn3"] < 1
+  line, _ = found["line"]
+  assert line["examples"] == 64 and 0 < line["probe"] < 1
   videos, _ = found["videos"]
   assert videos["examples"] == 20 and videos["ssim"] < 1
   samples, _ = found["samples"]

@@ -1,4 +1,4 @@
-"""LoRA: nothing changes at the start, only pairs move, merged is what is seen."""
+"""LoRA: the start changes nothing, pairs alone move, merged is what is seen."""
 
 import shutil
 
@@ -74,7 +74,7 @@ def test_only_pairs_and_head_move(parent, child):
 
 def test_who_loads_it_sees_merged_weights(parent, child):
   model, variables = workdir.load(child)
-  plain, old = workdir.load(parent)
+  _, old = workdir.load(parent)
   old, new = (tree.flatten(v["params"]) for v in (old, variables))
   assert list(old) == list(new)
   kept = tree.unflatten(Parent(child).read(Parent(child).shapes()))
