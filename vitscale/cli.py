@@ -18,6 +18,7 @@ from typing import Any
 
 from vitscale import (
   cli_cut,
+  cli_data_show,
   cli_encode,
   cli_eval,
   cli_fit,
@@ -25,7 +26,7 @@ from vitscale import (
   cli_launch,
   cli_sample,
 )
-from vitscale.core.errors import UserError, nearest
+from vitscale.core.errors import UserError
 from vitscale.launch import machine
 
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 75
@@ -245,17 +246,13 @@ def doctor(args: argparse.Namespace) -> tuple[dict[str, Any], int]:
 
 
 def data(args: argparse.Namespace) -> tuple[dict[str, Any], int]:
-  """Downloads a data set and verifies it."""
-  from vitscale.data import fashion
+  """Shows images on a disk, converts them, or downloads a data set.
 
-  if args.name != "fashion_mnist":
-    raise UserError(
-      f"no data set {args.name!r} to get{nearest(args.name, ['fashion_mnist'])}"
-    )
-  files = fashion.download(args.out)
-  if not args.json:
-    print(f"{len(files)} files in {args.out}: use data.path={args.out}")
-  return {"name": args.name, "files": [str(f) for f in files]}, 0
+  `data PATH` finds the format, and prints counts, sizes and statistics; `data
+  convert PATH --out DIR` writes ArrayRecord shards, and goes on where it was
+  stopped; `data get fashion_mnist --out DIR` downloads and verifies.
+  """
+  return cli_data_show.run(args)
 
 
 # ------------------------------------------------------------------- parsing
@@ -361,10 +358,8 @@ def parser() -> argparse.ArgumentParser:
   sub.add_argument("folder")
   sub = verb(doctor, "doctor out/run", accelerator=False)
   sub.add_argument("folder", metavar="WORKDIR")
-  sub = verb(data, "data get fashion_mnist --out data/fashion_mnist")
-  sub.add_argument("action", choices=["get"])
-  sub.add_argument("name", help="fashion_mnist")
-  sub.add_argument("--out", required=True, help="folder to download to")
+  sub = verb(data, "data photos --sheet photos.png", accelerator=False)
+  cli_data_show.add_arguments(sub)
   return top
 
 
