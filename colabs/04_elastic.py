@@ -46,6 +46,7 @@ from vitscale.bench import build
 from vitscale.core import config as config_lib
 from vitscale.data import sources
 from vitscale.elastic import cascade, cut, evaluate, exits
+from vitscale.interop import exporter
 from vitscale.report import draw_png
 from vitscale.report.figures import Axis, Figure, Line, Panel, Points
 from vitscale.warm_start import begin
@@ -129,7 +130,7 @@ show(
 # (`sensitivity`), or by trying every mix (`exhaustive`, for small models). They
 # look at images held out of the training set, never at the test set. What comes
 # out is an ordinary run of the plain family: `vs.load` reads it, and where all
-# layers are alike, `export="timm"` writes weights that timm loads.
+# layers are alike, `vitscale export` writes weights that timm loads.
 
 # %%
 budget = "macs:0.8"
@@ -143,8 +144,9 @@ for how in ("least_slope", "sensitivity", "exhaustive")[TOY * 2 :]:
   )
 small, _ = vs.load(f"{OUT}/exhaustive")
 print("a plain model with hidden units", small.mlp_dim)
-cut.cut(f"{OUT}/nested", f"{OUT}/half", spec="ffn=1/2", export="timm")
-print("for timm:", sorted(p for p in os.listdir(f"{OUT}/half") if "timm" in p))
+cut.cut(f"{OUT}/nested", f"{OUT}/half", spec="ffn=1/2")
+exporter.export(f"{OUT}/half", f"{OUT}/half-timm", "timm")
+print("for timm:", sorted(os.listdir(f"{OUT}/half-timm")))
 
 # %% [markdown]
 # ## Let easy images leave early

@@ -21,8 +21,10 @@ from vitscale import (
   cli_data_show,
   cli_encode,
   cli_eval,
+  cli_export,
   cli_fit,
   cli_frontier,
+  cli_import,
   cli_launch,
   cli_sample,
 )
@@ -184,6 +186,23 @@ def eval(args: argparse.Namespace) -> tuple[dict[str, Any], int]:
   return cli_eval.run(args)
 
 
+def import_(args: argparse.Namespace) -> tuple[dict[str, Any], int]:
+  """Makes a workdir of a checkpoint of timm, Hugging Face or big_vision.
+
+  ViT, DeiT, DINOv2, SigLIP's image tower, MAE's encoder. What comes out is
+  like the workdir of any run; preprocessing comes along.
+  """
+  return cli_import.run(args)
+
+
+def export(args: argparse.Namespace) -> tuple[dict[str, Any], int]:
+  """Writes a checkpoint as timm, Hugging Face or StableHLO has it.
+
+  Averaged weights are used where the run has them.
+  """
+  return cli_export.run(args)
+
+
 def encode(args: argparse.Namespace) -> tuple[dict[str, Any], int]:
   """Writes a tokenizer's latents of images, for generators to train on.
 
@@ -275,7 +294,7 @@ def parser() -> argparse.ArgumentParser:
   ) -> argparse.ArgumentParser:
     text = textwrap.dedent(function.__doc__).strip()
     sub = verbs.add_parser(
-      function.__name__,
+      function.__name__.rstrip("_"),
       help=text.splitlines()[0],
       description=text,
       epilog=f"example: vitscale {example}",
@@ -348,6 +367,10 @@ def parser() -> argparse.ArgumentParser:
   cli_frontier.add_arguments(sub)
   sub = verb(eval, "eval out/tok --evals reconstruction --split test")
   cli_eval.add_arguments(sub)
+  sub = verb(import_, "import dinov2-small/ --out out/dinov2 --size 224")
+  cli_import.add_arguments(sub)
+  sub = verb(export, "export out/small --to timm --out small-timm")
+  cli_export.add_arguments(sub)
   sub = verb(encode, "encode out/tok --out out/latents --splits train,val")
   cli_encode.add_arguments(sub)
   sub = verb(sample, "sample out/dit --n 64 --cfg 1.5 --out out/samples")

@@ -42,9 +42,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     "--by", default="prefix", metavar="prefix|importance",
     help="importance: cuts a run that was not trained nested too",
   )  # fmt: skip
-  parser.add_argument(
-    "--export", metavar="timm", help="also write timm.safetensors"
-  )
   parser.add_argument("--out", required=True, help="workdir of the cut model")
 
 
@@ -53,8 +50,8 @@ def run(args: argparse.Namespace) -> tuple[dict[str, Any], int]:
 
   result = cut_lib.cut(
     args.checkpoint, args.out, spec=args.spec, budget=args.budget,
-    how=args.select, score_on=args.score_on, export=args.export, by=args.by,
-    seed=args.seed, latency_batch=args.latency_batch,
+    how=args.select, score_on=args.score_on, by=args.by, seed=args.seed,
+    latency_batch=args.latency_batch,
   )  # fmt: skip
   if not args.json:
     print(text(result))

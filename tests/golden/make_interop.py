@@ -4,8 +4,9 @@
 
 Run by hand when a case is added; the tests read the arrays and need none of
 these. Keys: `<case>/state` (all weights in one row, half precision),
-`<case>/facts` (JSON: shapes by name, in order, and config), `<case>/out` (logits,
-or pooled features where there is no head), `image` (2, 8, 8, 3), normalised.
+`<case>/facts` (JSON: shapes by name, in order, and config), `<case>/out`
+(logits, or pooled features where there is no head), `image` (2, 8, 8, 3),
+normalised.
 Hugging Face's models, timm's and the released DINOv2 and MAE names are computed
 by those packages; big_vision has no package, its formula is written below.
 """
@@ -130,18 +131,23 @@ def gelu(x):
 
 def norm(p, x):
   x = x - x.mean(-1, keepdims=True)
-  return x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6) * p["scale"] + p["bias"]
+  return (
+    x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6) * p["scale"] + p["bias"]
+  )
 
 
 def attention(p, q, x):
   """(n, d) tokens read by (m, d) queries, head by head."""
   out = 0.0
   for h in range(p["query"]["kernel"].shape[1]):
-    part = lambda name, of: of @ p[name]["kernel"][:, h] + p[name]["bias"][h]
-    a = part("query", q) @ part("key", x).T / np.sqrt(p["key"]["bias"].shape[1])
+    q_h, k_h, v_h = (
+      of @ p[name]["kernel"][:, h] + p[name]["bias"][h]
+      for name, of in (("query", q), ("key", x), ("value", x))
+    )
+    a = q_h @ k_h.T / np.sqrt(k_h.shape[1])
     a = np.exp(a - a.max(-1, keepdims=True))
     a = a / a.sum(-1, keepdims=True)
-    out = out + a @ part("value", x) @ p["out"]["kernel"][h]
+    out = out + a @ v_h @ p["out"]["kernel"][h]
   return out + p["out"]["bias"]
 
 

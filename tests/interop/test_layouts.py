@@ -4,17 +4,13 @@ Weights and outputs are those of golden/make_interop.py; nothing of the peers is
 needed here.
 """
 
-import dataclasses
 import json
 import pathlib
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vitscale.core import axes, tree
-from vitscale.core.errors import UserError
+from vitscale.core import tree
 from vitscale.interop import detect, files, importer, mapping
 from vitscale.models.vit import Model
 

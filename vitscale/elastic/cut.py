@@ -44,8 +44,6 @@ from vitscale.elastic import space as space_lib
 from vitscale.elastic import spec as spec_lib
 from vitscale.elastic.space import Space
 from vitscale.elastic.spec import ElasticSpec
-from vitscale.interop import safetensors, timm
-from vitscale.models import vit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +69,6 @@ def cut(
   budget: str | None = None,
   how: str = "least_slope",
   score_on: str | None = None,
-  export: str | None = None,
   by: str = "prefix",
   seed: int = 0,
   latency_batch: int = latency.BATCH,
@@ -87,8 +84,6 @@ def cut(
     how: selector for the budget, a key of `select.SELECTORS`.
     score_on: the entry of the config's `evals` whose images selectors look
       at; by default the `val` split of the training data, see apart.py.
-    export: "timm" writes timm.safetensors and timm.json (options of timm's
-      VisionTransformer) into `out` as well.
     by: what a part is: "prefix", of a nested run, or "importance", the heads
       and hidden units that matter most for the loss, of any run.
     seed: of selectors that draw at random.
@@ -101,16 +96,13 @@ def cut(
     config), `out`.
 
   Raises:
-    UserError: no nested run, a spec or budget that doesn't fit, `out` in use,
-      a model that timm doesn't have.
+    UserError: no nested run, a spec or budget that doesn't fit, `out` in use.
   """
   if (spec is None) == (budget is None):
     raise UserError("give either a spec or a budget")
   out = Path(out).absolute()
   if out.exists() and (not out.is_dir() or any(out.iterdir())):
     raise UserError(f"{out} exists and is not an empty folder: choose another")
-  if export not in (None, *EXPORTS):
-    raise UserError(f"export {export!r}{nearest(export, EXPORTS)}")
   if by not in ("prefix", "importance"):
     raise UserError(f"by {by!r}{nearest(by, ('prefix', 'importance'))}")
   if by == "importance" and spec is None:
@@ -136,11 +128,8 @@ def cut(
     )  # fmt: skip
   config, bench = plain(big, chosen)
   state = cut_state(big, chosen, bench)
-  files = EXPORTS[export](big, bench, state) if export else {}
   metrics = {"full": scores(big.bench, big.state), "cut": scores(bench, state)}
   write(big, chosen, config, bench, state, metrics["cut"], out, by)
-  for name, save in files.items():
-    save(out / name)
   return {
     "spec": str(chosen),
     "by": by,
@@ -364,19 +353,3 @@ def write(
       "cut": {"from": str(big.folder.absolute()), "spec": str(spec), "by": by},
     },
   )  # fmt: skip
-
-
-def _timm(big: Nested, bench: Bench, state: Mapping[str, Any]) -> Any:
-  if not isinstance(bench.model, vit.Model):
-    raise UserError("export 'timm' takes the family vit")
-  params = jax.device_get(state["ema"] or state["params"])
-  arrays, kwargs = timm.export(params, bench.model, big.image)
-  return {
-    "timm.safetensors": lambda path: safetensors.write(path, arrays),
-    "timm.json": lambda path: write_json(path, kwargs),
-  }
-
-
-# Name -> file names and what writes them; errors come before any is written.
-Files = dict[str, Callable[[Path], None]]
-EXPORTS: dict[str, Callable[..., Files]] = {"timm": _timm}

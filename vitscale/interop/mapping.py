@@ -29,7 +29,7 @@ Read = Callable[[str], np.ndarray]
 Names = str | tuple[str, ...]
 
 # Heads of the published widths, where neither arrays nor a config say.
-HEADS = {v["width"]: v["num_heads"] for v in VARIANTS.values()}
+HEADS = {v["width"]: v["num_heads"] for k, v in VARIANTS.items() if k != "mu"}
 HEADS |= {1536: 24}  # DINOv2's g
 GELU = {
   "gelu": "erf", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh",
@@ -44,8 +44,8 @@ class Row:
   Attributes:
     theirs, ours: names, in the order in which they lie side by side.
     kind: "linear" (torch's, out x in) | "conv" (torch's patch kernel) | "flax"
-      (in ... x out ...) | "vector" | "flax vector" (out ...) | "tokens" (side by side means below each
-      other).
+      (in ... x out ...) | "vector" | "flax vector" (out ...) | "tokens" (side
+      by side means below each other).
     sizes: of theirs, tokens each; equal parts by default.
     gap: rows of zeros after the first token that ours have and theirs lack.
     flat: their tokens are (n, d), not (1, n, d).
@@ -98,6 +98,14 @@ class Preprocess:
       return f"resize({size})"
     small = max(size, math.floor(size / self.share + 1e-6))
     return f"resize_small({small})|central_crop({size})"
+
+
+def share_of(transform: str) -> float | None:
+  """`Preprocess.share` of a config's transform; 1 where it says neither."""
+  crop = re.search(r"resize_small\((\d+)\)\|central_crop\((\d+)\)", transform)
+  if crop:
+    return int(crop[2]) / int(crop[1])
+  return None if re.search(r"\bresize\(", transform) else 1.0
 
 
 IMAGENET = Preprocess((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 0.875)
@@ -249,7 +257,9 @@ def _turn(row: Row, x: np.ndarray) -> np.ndarray:
   if row.kind.endswith("vector"):
     return x.reshape(-1)
   if row.kind == "flax":
-    inputs = x.ndim - 1 if row.ours[0] == "embed/kernel" else _inputs(row.ours[0])
+    inputs = (
+      x.ndim - 1 if row.ours[0] == "embed/kernel" else _inputs(row.ours[0])
+    )
     return x.reshape(math.prod(x.shape[:inputs]), -1)
   return x.reshape(-1, x.shape[-1])
 
