@@ -115,6 +115,22 @@ def test_another_patch_and_image(parent, tmp_path, position):
     begun(made)
 
 
+@pytest.mark.parametrize(
+  ("key", "value"), [("model__width", 32), ("data__channels", 3)]
+)
+def test_resizing_is_of_patches_and_positions_alone(parent, key, value):
+  made = config(parent)
+  made.init["how"], made.model.patch_size = "resize", 2
+  group, name = key.split("__")
+  if name == "channels":
+    made.data = {"source": "fields", "size": 8, "n": 64, "channels": value}
+    made.init["skip"] = "head/.*"
+  else:
+    made[group][name] = value
+  with pytest.raises(UserError, match="embed/kernel"):
+    begun(made)
+
+
 def test_an_optimizer_can_be_carried(parent):
   made = config(parent)
   made.init["optimizer"] = "carry"

@@ -24,6 +24,7 @@ another width).
 """
 
 import dataclasses
+import functools
 import re
 import sys
 from collections.abc import Callable, Mapping
@@ -201,25 +202,32 @@ def _resizes(
   named, have = tree.flatten(bench.names), tree.flatten(parent.shapes())
   want = tree.flatten(bench.abstract["params"])
   read, change = dict(want), {}
+  whole = jax.sharding.NamedSharding(bench.mesh, jax.sharding.PartitionSpec())
   for path, x in want.items():
     old = have.get(path)
-    if old is None or old.shape == x.shape:
+    if old is None or old.shape == x.shape or old.shape[-1] != x.shape[-1]:
       continue
     roles = [axes_lib.role(name) for name in named[path].names]
     if roles == ["patch", "embed"]:
-      model, _ = models.make(Reader(parent.config["model"]), bench.source)
-      sizes = model.patch_size, bench.model.patch_size
-      fit = lambda x, sizes=sizes: patch_lib.resize_kernel(x, *sizes)
-    elif set(roles[:-1]) == {"pos"} and roles[-1] == "embed":
-      grid = x.shape[:-1]
-      fit = lambda x, grid=grid: position_lib.resample(x, grid)
+      fit = _patch(bench, parent, old.shape, x.shape)
+    elif set(roles[:-1]) == {"pos"} and len(old.shape) == len(x.shape):
+      fit = functools.partial(position_lib.resample, grid=x.shape[:-1])
     else:
-      continue
-    whole = jax.sharding.PartitionSpec()
-    place = jax.sharding.NamedSharding(bench.mesh, whole)
-    read[path] = jax.ShapeDtypeStruct(old.shape, old.dtype, sharding=place)
-    change[path] = jax.jit(fit, out_shardings=x.sharding)
+      fit = None
+    if fit is not None:  # else the difference is an error, as without
+      read[path] = jax.ShapeDtypeStruct(old.shape, old.dtype, sharding=whole)
+      change[path] = jax.jit(fit, out_shardings=x.sharding)
   return tree.like(bench.abstract["params"], read), change
+
+
+def _patch(bench: Bench, parent: Parent, old, new) -> Callable | None:
+  """The PI-resize of a patch kernel, None where not the patch alone differs."""
+  model, _ = models.make(Reader(parent.config["model"]), bench.source)
+  sizes = model.patch_size, bench.model.patch_size
+  before, after = (np.prod(patch_lib.pair(size)) for size in sizes)
+  if old[0] * after != new[0] * before:
+    return None
+  return lambda x: patch_lib.resize_kernel(x, *sizes)
 
 
 def _tell_skipped(parent: Parent, drawn: State, found: State) -> None:

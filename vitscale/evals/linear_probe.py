@@ -34,7 +34,7 @@ from vitscale.core.errors import UserError, nearest
 from vitscale.evals import Features
 
 GRID: dict[str, tuple[float, ...]] = {
-  "ridge": (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0),
+  "ridge": (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0),
   "logistic": (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1),
 }
 STEPS = 1000  # of L-BFGS, as CLIP's
