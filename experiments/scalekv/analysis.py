@@ -61,7 +61,10 @@ def over_images(a: Any, b: Any, seed: int) -> tuple[float, float]:
 def better(
   measured: Measured, claim: str, others: Sequence[str], share: float
 ) -> Verdict:
-  """ln KL of scalekv over that of others is below 0, seeds and images."""
+  """ln KL of scalekv over that of others is below 0, seeds and images.
+
+  Images can take support away, they refute nothing.
+  """
   answers: dict[str, Answer] = {}
   texts, first = [], []
   mine = cell(measured, share, "scalekv")
@@ -72,11 +75,10 @@ def better(
     values = [ratio(*pair[s]) for s in seeds]
     first = first or values
     answers[other] = decide(interval(values), 0.0, "below")
-    worst = [over_images(*pair[s], seed=s) for s in seeds]
-    for s, ci in zip(seeds, worst):
-      answers[f"{other} {s}"] = decide(ci, 0.0, "below")
-    if worst:
-      most = max(high for _, high in worst)
+    most = max((over_images(*pair[s], seed=s)[1] for s in seeds), default=0.0)
+    if answers[other] == "supported" and most >= 0:
+      answers[other] = "inconclusive"
+    if seeds:
       texts.append(f"{said(other, values)}, images at most {most:.3f}")
   answer, _ = all_of(answers)
   return Verdict(
@@ -109,7 +111,7 @@ def verdicts(measured: Measured) -> list[Verdict]:
   chance = [
     float(np.mean(x["kl"])) for x in cell(measured, share, "random").values()
   ]
-  whole = [x["differs"] for x in cell(measured, 1.0, "scalekv").values()]
+  whole = [x["differs"] for x in measured.values() if x["differs"] is not None]
   exact: Answer = "not supported" if any(whole) else "supported"
   return [
     judged(
@@ -245,8 +247,7 @@ def pictures(done: Results, measured: Measured) -> list[Section]:
     return []
   shown = {"full cache": measured[seed]["full"]["likeliest"]}
   for share, arms in measured[seed]["cells"].items():
-    if share != "1":
-      shown |= {f"{arm}-{share}": x["likeliest"] for arm, x in arms.items()}
+    shown |= {f"{arm}-{share}": x["likeliest"] for arm, x in arms.items()}
   made = {
     name: decoder.decode(np.asarray(codes, np.int32)[:, None, :, None])
     for name, codes in shown.items()

@@ -15,7 +15,7 @@ from vitscale.core.log import read_json, write_json
 from vitscale.data import sources
 from vitscale.metrics import features, networks, samples
 from vitscale.parent import TEACHER
-from vitscale.sampling import scale_kv, scale_kv_roles, scales
+from vitscale.sampling import categorical, scale_kv, scale_kv_roles, scales
 from vitscale.sampling.scale_kv import Plan
 
 ARMS = ("scalekv", "even", "latest", "random")
@@ -80,8 +80,9 @@ def measure(path: str | Path, options: Options) -> dict[str, Any]:
 
   Returns:
     `roles`, drafters of each scale; `stable`, the share of layers and scales
-    whose role two halves of the calibration agree on; `selectivity`; `full`
-    and `cells`, share -> arm -> what was found, see `Bench.scores`.
+    whose role two halves of the calibration agree on; `selectivity`;
+    `differs` of the whole budget, see `Bench.differs`; `full` and `cells`,
+    share -> arm -> what was found, see `Bench.scores`.
   """
   bench = Bench(path, options)
   model, halves = bench.model, []
@@ -95,14 +96,17 @@ def measure(path: str | Path, options: Options) -> dict[str, Any]:
   both = [scale_kv_roles.drafters(half, few) for half in halves]
   agree = [len(set(a) & set(b)) / few for a, b in zip(*both)]
   cells: dict[str, Any] = {}
+  whole = None
   for share in options.shares:
     made = plans(model.scales, roles, model.depth, share, options)
-    # All arms keep everything there: one is enough.
-    arms = ARMS[:1] if share == 1 else ARMS
-    cells[f"{share:g}"] = {arm: bench.scores(made[arm]) for arm in arms}
+    if share == 1:  # all arms keep everything there
+      whole = bench.differs(made["scalekv"])
+      continue
+    cells[f"{share:g}"] = {arm: bench.scores(made[arm]) for arm in ARMS}
   return {
     "roles": roles, "stable": float(np.mean(agree[1:])),
-    "selectivity": selectivity, FULL: bench.scores(None), "cells": cells,
+    "selectivity": selectivity, "differs": whole,
+    FULL: bench.scores(None), "cells": cells,
   }  # fmt: skip
 
 
@@ -112,8 +116,10 @@ class Bench:
   def __init__(self, path: str | Path, options: Options):
     run, variables, _ = workdir.restored(path)
     self.options, self.model = options, run.model
-    self.neck, self.codebook = run.task.neck, variables[TEACHER]
-    self.variables = {"params": variables["params"]}
+    # Arrays tied to no device, as codes are: or each program is compiled twice.
+    free = lambda tree: jax.tree.map(lambda x: jnp.asarray(np.asarray(x)), tree)
+    self.neck, self.codebook = run.task.neck, free(variables[TEACHER])
+    self.variables = {"params": free(variables["params"])}
     self.source = functools.partial(
       sources.make, "latents", path=run.config["data"]["path"]
     )
@@ -151,46 +157,99 @@ class Bench:
 
   def said(self, plan: Plan | None) -> dict[str, Any]:
     """Log-probabilities of `test`, samples, the likeliest codes, bytes."""
+    shown = self.shown(self.codes)
     logs, drawn, held = [], [], set()
-    for i, part in enumerate(self.batches(self.options.images)):
+    batches = self.batches(self.options.images)
+    for i, part in enumerate(batches):
       key = jax.random.fold_in(jax.random.key(0), i)
-      codes, label = self.codes[part], self.label[part]
-      logits, caches = self.run(
-        scale_kv_roles.evicted, codes, label, key, plan
-      )  # fmt: skip
-      held.add(scale_kv_roles.held(caches) / len(part))
+      parts = [None, *(x[part] for x in shown)]
+      logits, size = self.walk(plan, key, self.label[part], parts)
       logs.append(np.asarray(jax.nn.log_softmax(logits)))
-      drawn.append(self.drawn(key, label, plan))
-    classes = np.arange(self.model.num_classes)
-    likeliest = self.drawn(jax.random.key(0), classes, plan, temperature=0)
+      drawn.append(self.walk(plan, key, self.label[part], 1.0)[0])
+      held.add(size / len(part))
+    # As many as before, of which a class's first is looked at.
+    classes = self.model.num_classes
+    label = np.arange(len(batches[0])) % classes
+    likeliest, _ = self.walk(plan, jax.random.key(0), label, 0.0)
     return {
       "log": np.concatenate(logs), "drawn": np.concatenate(drawn),
-      "likeliest": likeliest, "bytes": held.pop(),
+      "likeliest": likeliest[:classes], "bytes": held.pop(),
     }  # fmt: skip
 
-  def drawn(self, key, label, plan, **options: Any) -> np.ndarray:
-    codes = self.run(
-      scales.generate, key, len(label), label, evict=plan, **options
-    )
-    return np.asarray(codes)
+  def shown(self, codes: np.ndarray) -> list[np.ndarray]:
+    """What each scale but the first is shown of codes."""
+    inputs = functools.partial(self.neck.apply, method="inputs")
+    shown = jax.jit(inputs)({"params": self.codebook}, codes)
+    ends = np.cumsum(np.square(self.model.scales[1:]))[:-1]
+    return np.split(np.asarray(shown), ends, 1)
+
+  def walk(
+    self, plan: Plan | None, key: jax.Array, label: np.ndarray, how: Any
+  ) -> tuple[np.ndarray, int]:
+    """Scale after scale, each a program of its own.
+
+    Plans share the programs of all scales that they treat alike; draws are
+    those of `sampling.scales.generate`.
+
+    Args:
+      how: what each scale is shown, or the temperature of draws.
+
+    Returns:
+      logits (b, N, v), or the codes drawn (b, N); and the bytes of the
+      largest cache.
+    """
+    model, neck = self.model, self.neck
+    forced = isinstance(how, list)
+    condition = told(self.variables, label, model=model)
+    cache, total, shown, said = (None,) * model.depth, None, None, []
+    held = 0
+    for k in range(len(model.scales)):
+      logits, cache = step(
+        self.variables, how[k] if forced else shown, condition, cache, key,
+        model=model, k=k, plan=only(plan, k, model.scales),
+      )  # fmt: skip
+      if k + 1 < len(model.scales):
+        held = max(held, scale_kv_roles.held([cache]))
+      if forced:
+        said.append(logits)
+        continue
+      codes, total, shown = follow(
+        self.codebook, total, logits, jax.random.fold_in(key, k),
+        neck=neck, k=k, temperature=how,
+      )  # fmt: skip
+      said.append(codes)
+    return np.concatenate(said, 1), held
+
+  def differs(self, plan: Plan) -> float:
+    """The largest difference of a logit or code that a plan makes.
+
+    Of the one program that `generate` is, and that of `evicted`.
+    """
+    part = self.batches(self.options.images)[0]
+    key, label = jax.random.key(0), self.label[part]
+    found = [
+      (
+        self.run(scales.generate, key, len(part), label, evict=each),
+        self.run(scale_kv_roles.evicted, self.codes[part], label, key, each)[0],
+      )
+      for each in (None, plan)
+    ]
+    return max(float(np.abs(a - b).max()) for a, b in zip(*found))
 
   def scores(self, plan: Plan | None) -> dict[str, Any]:
     """One arm against the full cache.
 
     Returns:
       `kl` of each image, nats a token over the scales that read an evicted
-      cache; `bytes` of an image's cache; `differs`, the largest difference
-      of a log-probability and of a code; `fd`; and `agreement` and `psnr`,
-      of samples and (`_0`) at temperature 0.
+      cache; `bytes` of an image's cache; `fd`; and `agreement` and `psnr`, of
+      samples and (`_0`) at temperature 0.
     """
     full, mine = self.full, self.said(plan) if plan else self.full
     first = self.first(plan)
     p, q = (x["log"][:, first:].astype(np.float64) for x in (full, mine))
-    codes = np.abs(full["drawn"] - mine["drawn"]).max()
     found = {
       "kl": (np.exp(p) * (p - q)).sum(-1).mean(1),
       "bytes": mine["bytes"],
-      "differs": float(max(np.abs(p - q).max(), codes)),
       "fd": samples.distance(self.real, self.seen(mine["drawn"]), FD)[FD],
       "capacities": plan.capacities if plan else None,
     }
@@ -212,3 +271,39 @@ class Bench:
       if min(row) < n:
         return n
     return 0
+
+
+# -------------------------------------------------------------------- programs
+
+
+def only(plan: Plan | None, k: int, sides: tuple[int, ...]) -> Plan | None:
+  """A plan without what it does after other scales than k.
+
+  So that plans that do the same are equal; None where nothing is evicted.
+  """
+  full = scale_kv.carried(sides)
+  if plan is None or k >= len(full) or min(plan.capacities[k]) >= full[k]:
+    return None
+  rows = [(n,) * len(plan.capacities[k]) for n in full]
+  rows[k] = plan.capacities[k]
+  return dataclasses.replace(plan, capacities=tuple(rows))
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def told(variables, label, *, model):
+  """Embedded classes."""
+  return model.apply(variables, label, len(label), method="condition")
+
+
+@functools.partial(jax.jit, static_argnames=("model", "k", "plan"))
+def step(variables, shown, condition, cache, key, *, model, k, plan):
+  """`scales.advance`, and what is kept."""
+  keep = plan.keep(k, key) if plan else None
+  return scales.advance(model, variables, k, shown, condition, cache, keep)
+
+
+@functools.partial(jax.jit, static_argnames=("neck", "k", "temperature"))
+def follow(codebook, total, logits, key, *, neck, k, temperature):
+  """Codes of one scale, and what they add up to."""
+  codes = categorical.draw(key, logits, temperature)
+  return codes, *neck.apply({"params": codebook}, total, codes, k, method="add")
