@@ -11,7 +11,7 @@ from PIL import Image
 
 from vitscale.core.errors import UserError
 from vitscale.data import folder as folder_lib
-from vitscale.data import pipeline, sources, transforms
+from vitscale.data import pipeline, random, sources, transforms
 from vitscale.data import source as source_lib
 
 folder = folder_lib.folder
@@ -286,3 +286,40 @@ def test_bad_arguments(tmp_path):
                 {"split": "dev"}, {"mean": (0.5,)}):  # fmt: skip
     with pytest.raises(UserError):
       folder(str(_fill(tmp_path / "ok")), **wrong)
+
+
+@pytest.mark.parametrize(
+  "text",
+  ["inception_crop(8)|flip_lr", "resize_small(8)|central_crop(8)", "resize(8)",
+   "randaug(2, 9)|resize(8)"],
+)  # fmt: skip
+def test_decoding_late_changes_nothing(tmp_path, text):
+  """A batch of the pipeline is what the transform makes of decoded images."""
+  for i, mode in enumerate(["RGB", "L", "RGBA", "CMYK"]):
+    noise = np.random.default_rng(i).integers(0, 256, (31, 23, 3), np.uint8)
+    image = Image.fromarray(noise).convert(mode)
+    exif = Image.Exif()
+    exif[0x0112] = 6 if i % 2 else 1  # turned
+    path = tmp_path / "cat" / f"{i}.{'png' if mode == 'RGBA' else 'jpg'}"
+    path.parent.mkdir(exist_ok=True)
+    image.save(path, exif=exif)
+  source, transform = folder(str(tmp_path), val=0.0), transforms.parse(text)
+  with pipeline.train_batches(
+    source, batch_size=4, seed=1, transform=transform
+  ) as batches:
+    made = next(batches)["image"]
+  order = random.permutation(1, 0, 4)
+  want = transform(source.read(order), random.Rng(1, 0, order))["image"]
+  np.testing.assert_array_equal(made, want)
+  files = source.read(order, files=True)["image"]
+  assert [f.shape for f in files] == [x.shape for x in source.images(order)]
+
+
+def test_a_file_that_goes_away_is_named(tmp_path):
+  _fill(tmp_path, n=3)
+  source = folder(str(tmp_path), val=0.0)
+  (tmp_path / "cat" / "01.png").unlink()
+  for files in (False, True):
+    with pytest.raises(UserError, match=r"cannot read image .*cat/01.png") as e:
+      source.read(np.array([1]), files=files)
+    assert "\n" not in str(e.value)

@@ -135,7 +135,9 @@ def _read(paths, per_shard, indices) -> list[bytes]:
       raise
     except Exception as e:  # the library raises what its C++ does
       text = " ".join(str(e).split())[:200]
-      raise Unreadable(f"cannot read image {path}:{row}: {text}") from e
+      raise Unreadable(
+        f"cannot read image {path}:{row}: {text}; {records.REMEDY}"
+      ) from e
   return found
 
 
@@ -245,8 +247,8 @@ def _file(source: Source, i: int) -> bytes:
   (image,) = source.images(np.array([i]))
   if image.ndim != 3:
     raise UserError("convert is for images, these are videos")
-  if source.encoded is not None:
-    return source.encoded(np.array([i]))[0]
+  if source.files is not None:
+    return source.files(np.array([i]))[0].data
   out = io.BytesIO()
   pixels.to_pil(image).save(out, "PNG")
   return out.getvalue()

@@ -9,6 +9,7 @@ by a hash of the file names. Files may lie deeper than the class folder;
 hidden files and files without an image suffix are ignored.
 """
 
+import dataclasses
 import functools
 import hashlib
 import io
@@ -108,7 +109,7 @@ def folder(
     std=std,
     fingerprint=source.digest(names, channels, files),
     measure=functools.partial(_sizes, str(root), paths),
-    encoded=functools.partial(_bytes, str(root), paths),
+    files=functools.partial(_files, str(root), paths, channels),
   )
 
 
@@ -311,30 +312,66 @@ def _walk(root: Path, below: str) -> Iterator[tuple[str, int]]:
 # Reading ---------------------------------------------------------------------
 
 
-def decode(
-  file: str | Path | bytes, channels: int = 3, name: str = ""
-) -> np.ndarray:
-  """uint8 (h, w, channels) of an image, upright.
+@dataclasses.dataclass(frozen=True)
+class File:
+  """An image that is decoded when it is needed, (h, w, channels) then.
 
-  Args:
-    file: a path, or what such a file holds.
+  Attributes:
+    data: what the file holds.
     channels: 3 or 1.
-    name: for errors; default the path.
+    name, remedy: for errors.
+  """
+
+  data: bytes
+  channels: int
+  name: str
+  remedy: str = REMEDY
+  ndim = 3
+
+  @functools.cached_property
+  def shape(self) -> tuple[int, int, int]:
+    """From the header alone."""
+    return *size_of(self.data, self.name, self.remedy), self.channels
+
+  def pil(self) -> Image.Image:
+    return _upright(self.data, self.channels, self.name, self.remedy)
+
+  def __array__(
+    self, dtype: Any = None, copy: bool | None = None
+  ) -> np.ndarray:
+    return pixels.from_pil(self.pil()).astype(dtype or np.uint8, copy=False)
+
+
+def decode(path: str | Path, channels: int = 3) -> np.ndarray:
+  """uint8 (h, w, channels) of an image file, upright.
 
   Raises:
     Unreadable: naming the file, whatever is wrong with it.
   """
+  return pixels.from_pil(_upright(path, channels, path, REMEDY))
+
+
+def _upright(
+  file: str | Path | bytes, channels: int, name: str | Path, remedy: str
+) -> Image.Image:
   try:
     with Image.open(_opens(file)) as image:
-      image = ImageOps.exif_transpose(image)
-      return pixels.from_pil(pixels.convert(image, channels))
+      ImageOps.exif_transpose(image, in_place=True)
+      image.load()
+      return pixels.convert(image, channels)
   # Damaged files make Pillow's readers raise nearly anything.
   except Exception as e:
-    raise _unreadable(name or file, e) from e
+    raise _unreadable(name, e, remedy) from e
 
 
-def size_of(file: str | Path | bytes, name: str = "") -> tuple[int, int]:
+def size_of(
+  file: str | Path | bytes, name: str | Path = "", remedy: str = REMEDY
+) -> tuple[int, int]:
   """Height and width of an image, upright, from its header alone.
+
+  Args:
+    file: a path, or what such a file holds.
+    name, remedy: for errors; a path is its own name.
 
   Raises:
     Unreadable: naming the file, as `decode`.
@@ -344,7 +381,7 @@ def size_of(file: str | Path | bytes, name: str = "") -> tuple[int, int]:
       w, h = image.size
       turned = image.getexif().get(ExifTags.Base.Orientation, 1) > 4
   except Exception as e:
-    raise _unreadable(name or file, e) from e
+    raise _unreadable(name or file, e, remedy) from e
   return (w, h) if turned else (h, w)
 
 
@@ -352,12 +389,14 @@ def _opens(file: str | Path | bytes) -> Any:
   return io.BytesIO(file) if isinstance(file, bytes) else file
 
 
-def _unreadable(path: str | Path, e: Exception) -> source.Unreadable:
+def _unreadable(
+  path: str | Path, e: Exception, remedy: str = REMEDY
+) -> source.Unreadable:
   reason = str(e).split("\n")[0].replace(f" {str(path)!r}", "")
   if "BytesIO" in reason:  # an address, which says nothing
     reason = "cannot identify image file"
   return source.Unreadable(
-    f"cannot read image {path}: {reason or type(e).__name__}; {REMEDY}"
+    f"cannot read image {path}: {reason or type(e).__name__}; {remedy}"
   )
 
 
@@ -372,8 +411,14 @@ def _images(root: str, paths, channels, indices) -> list[np.ndarray]:
   return [decode(f"{root}/{paths[i]}", channels) for i in indices]
 
 
-def _bytes(root: str, paths, indices) -> list[bytes]:
-  return [Path(root, paths[i]).read_bytes() for i in indices]
+def _files(root: str, paths, channels, indices) -> list[File]:
+  found = []
+  for path in (f"{root}/{paths[i]}" for i in indices):
+    try:
+      found.append(File(Path(path).read_bytes(), channels, path))
+    except OSError as e:
+      raise _unreadable(path, e) from e
+  return found
 
 
 def readable(

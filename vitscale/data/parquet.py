@@ -179,7 +179,8 @@ def _read(paths, image, place, start, indices) -> list[bytes]:
       value = value.get("bytes")
     if not isinstance(value, bytes):
       raise Unreadable(
-        f"cannot read image {path}:group {place[k, 1]} row {row}: no bytes"
+        f"cannot read image {path}:group {place[k, 1]} row {row}: no bytes;"
+        f" {records.REMEDY}"
       )
     found.append(value)
   return found

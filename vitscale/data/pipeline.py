@@ -176,7 +176,9 @@ def _eval_batch(source, transform, batch_size, rows, k: int) -> Batch:
 
 
 def _load(source, transform, rng: Rng, ids: np.ndarray) -> Batch:
-  batch = source.read(ids)
+  # A transform that begins with a resize decodes one image after the other.
+  files = getattr(transform, "takes_files", False)
+  batch = source.read(ids, files=files)
   if transform is not None:
     batch = transform(batch, rng)
   lists = {name: x for name, x in batch.items() if isinstance(x, list)}

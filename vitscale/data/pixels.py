@@ -1,6 +1,7 @@
 """Resizing and conversion of uint8 images, in arrays or through Pillow."""
 
 import functools
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -40,8 +41,10 @@ def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
   return out
 
 
-def to_pil(image: np.ndarray) -> Image.Image:
-  """A grey or RGB Pillow image of uint8 (h, w, 1 or 3)."""
+def to_pil(image: Any) -> Image.Image:
+  """A grey or RGB Pillow image of uint8 (h, w, 1 or 3) or a `folder.File`."""
+  if not isinstance(image, np.ndarray):
+    return image.pil()
   return Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from vitscale.core.errors import UserError
 from vitscale.data import folder
 from vitscale.data import source as source_lib
-from vitscale.data.source import NoSplit, Source, Unreadable
+from vitscale.data.source import NoSplit, Source
 
 REMEDY = (
   "mend it, or set data.skip_corrupt=True to leave out all such images, and"
@@ -76,7 +76,7 @@ def source(
       names that "train" has.
 
   Raises:
-    UserError: see `choose`; later, from `read`, `Unreadable`.
+    UserError: see `choose`; later, from `read`, `source.Unreadable`.
   """
   mean, std = folder.statistics(channels, mean, std)
   labels = {name: part.label for name, part in parts.items()}
@@ -85,8 +85,9 @@ def source(
   part = parts[chosen.part]
   read = functools.partial(_read, part.read, chosen.rows)
   name = functools.partial(_name, where, part.name, chosen.rows)
+  files = functools.partial(_files, read, name, channels)
   return Source(
-    images=functools.partial(_images, read, name, channels),
+    images=functools.partial(_images, files),
     label=chosen.label,
     class_names=chosen.class_names,
     shape=None,
@@ -95,8 +96,8 @@ def source(
     fingerprint=source_lib.digest(
       chosen.class_names, channels, part.key, chosen.rows, chosen.label
     ),
-    measure=functools.partial(_sizes, read, name, len(chosen.rows)),
-    encoded=read,
+    measure=functools.partial(_sizes, files, len(chosen.rows)),
+    files=files,
   )
 
 
@@ -108,24 +109,19 @@ def _name(where, name, rows, i: int) -> str:
   return f"{where}/{name(int(rows[i]))}"
 
 
-def _images(read, name, channels, indices) -> list[np.ndarray]:
-  found = []
-  for i in indices:
-    try:
-      (data,) = read(np.array([i]))
-      found.append(folder.decode(data, channels, name(i)))
-    except Unreadable as e:
-      text = str(e).removesuffix(folder.REMEDY).rstrip("; ")
-      raise Unreadable(f"{text}; {REMEDY}") from e
-  return found
+def _files(read, name, channels, indices) -> list[folder.File]:
+  return [
+    folder.File(data, channels, name(i), REMEDY)
+    for i, data in zip(indices, read(indices), strict=True)
+  ]
 
 
-def _sizes(read, name, n: int) -> np.ndarray:
-  found = []
-  for i in range(n):
-    (data,) = read(np.array([i]))
-    found.append(folder.size_of(data, name(i)))
-  return np.array(found)
+def _images(files, indices) -> list[np.ndarray]:
+  return [np.asarray(file) for i in indices for file in files(np.array([i]))]
+
+
+def _sizes(files, n: int) -> np.ndarray:
+  return np.array([files(np.array([i]))[0].shape[:2] for i in range(n)])
 
 
 # -------------------------------------------------------------------- splits

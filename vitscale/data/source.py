@@ -63,8 +63,8 @@ class Source:
       int32 (h, w, 1): which one (data/latents.py). `mean` and `std` are then
       of their values / 255.
     vocabulary: codes are below it; None where there are none.
-    encoded: as `images`, but the files that they are decoded from; None where
-      images are no files, or are changed after decoding.
+    files: as `images`, but not decoded yet (`folder.File`); None where images
+      are no files, or are changed after decoding.
   """
 
   images: Callable[[np.ndarray], np.ndarray | list[np.ndarray]]
@@ -77,7 +77,7 @@ class Source:
   measure: Callable[[], np.ndarray] | None = None
   tokenizer: "Origin | None" = None
   vocabulary: int | None = None
-  encoded: Callable[[np.ndarray], list[bytes]] | None = None
+  files: Callable[[np.ndarray], list[Any]] | None = None
 
   def __len__(self) -> int:
     return len(self.label)
@@ -99,9 +99,13 @@ class Source:
       raise UserError("sizes are not known: videos, or images that differ")
     return self.measure()
 
-  def read(self, indices: np.ndarray) -> dict[str, Any]:
-    """`image` as `images` gives it and `label` int32 (b,)."""
-    return {"image": self.images(indices), "label": self.label[indices]}
+  def read(self, indices: np.ndarray, *, files: bool = False) -> dict[str, Any]:
+    """`image` as `images` gives it and `label` int32 (b,).
+
+    With `files`, images as `files` gives them, where it does.
+    """
+    images = self.files if files and self.files is not None else self.images
+    return {"image": images(indices), "label": self.label[indices]}
 
 
 def digest(*parts: Any) -> str:
@@ -192,8 +196,7 @@ def subset(source: Source, indices: np.ndarray) -> Source:
     fingerprint=digest(source.fingerprint, "subset", indices),
     measure=source.measure
     and functools.partial(_subset_sizes, source.measure, indices),
-    encoded=source.encoded
-    and functools.partial(_subset, source.encoded, indices),
+    files=source.files and functools.partial(_subset, source.files, indices),
   )
 
 
@@ -229,7 +232,7 @@ def upsampled(source: Source, k: int) -> Source:
   return dataclasses.replace(
     source,
     images=functools.partial(_upsample, source.images, k),
-    encoded=None,
+    files=None,
     shape=(h * k, w * k, c),
     fingerprint=digest(source.fingerprint, "upsample", k),
   )
@@ -249,7 +252,7 @@ def tiled(source: Source, k: int) -> Source:
   return dataclasses.replace(
     source,
     images=functools.partial(_tile, source.images, k),
-    encoded=None,
+    files=None,
     shape=(h * k, w * k, c),
     fingerprint=digest(source.fingerprint, "tile", k),
   )
@@ -266,7 +269,7 @@ def permuted(source: Source, seed: int) -> Source:
   return dataclasses.replace(
     source,
     images=functools.partial(_permute, source.images, order),
-    encoded=None,
+    files=None,
     fingerprint=digest(source.fingerprint, "permute", order),
   )
 

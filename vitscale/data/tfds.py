@@ -164,6 +164,7 @@ def _read(root, split, image, indices) -> list[bytes]:
     raise
   except Exception as e:  # the library raises what its C++ does
     raise Unreadable(
-      f"cannot read image {root}/{split}:{indices[0]}: {_line(e)}"
+      f"cannot read image {root}/{split}:{indices[0]}: {_line(e)};"
+      f" {records.REMEDY}"
     ) from e
   return [bytes(x[image]) for x in found]

@@ -37,6 +37,11 @@ class Transform:
   def __init__(self, text: str, calls: list[tuple[str, Callable, dict]]):
     self._text, self._calls = text, calls
 
+  @property
+  def takes_files(self) -> bool:
+    """Whether the first operation decodes images itself, one after another."""
+    return bool(self._calls) and self._calls[0][1] in FROM_FILES
+
   def __call__(self, batch: dict[str, Any], rng: Rng) -> dict[str, Any]:
     image = batch["image"]
     for scope, op, arguments in self._calls:
@@ -118,7 +123,13 @@ def flip_lr(image: Image, rng: Rng, p: float = 0.5) -> Image:
   flip = rng.uniform("flip")[:, 0] < p
   if isinstance(image, list):
     return [x[:, ::-1] if f else x for x, f in zip(image, flip)]
-  return np.where(flip[:, None, None, None], image[:, :, ::-1], image)
+  out = image.copy()
+  # Whole pixels, not channels, which are slow to turn around.
+  pixel = np.dtype((np.void, image.shape[3] * image.itemsize))
+  whole = np.ascontiguousarray(image).view(pixel)
+  for i in np.flatnonzero(flip):
+    out.view(pixel)[i] = whole[i, :, ::-1]
+  return out
 
 
 def random_shift(
@@ -190,6 +201,11 @@ def flatten(image: Image, rng: Rng) -> Image:
   if isinstance(image, list):
     return [x.reshape(1, -1, x.shape[-1]) for x in image]
   return image.reshape(len(image), 1, -1, image.shape[-1])
+
+
+# They look at an image's shape, and take it from its file to its new size at
+# once: the whole image never becomes an array.
+FROM_FILES = (augment.inception_crop, resize, resize_small)
 
 
 # Operations: values ----------------------------------------------------------
