@@ -14,6 +14,7 @@ from vitscale.bench import build
 from vitscale.core import axes, tree
 from vitscale.core.errors import UserError
 from vitscale.core.log import read_json, read_rows, write_json
+from vitscale.elastic import cut
 from vitscale.parent import Parent
 from vitscale.tasks import lora
 from vitscale.train import train
@@ -96,6 +97,18 @@ def test_who_loads_it_sees_merged_weights(parent, child):
   said = bench.task.predict(bench.model, {"params": kept}, batch)["logits"]
   seen, _ = model.apply(variables, bench.task.normalise(batch["image"]))
   np.testing.assert_allclose(said, seen, atol=1e-5)
+
+
+def test_it_is_cut_with_its_pairs_merged(child, tmp_path):
+  cut.cut(child, tmp_path / "cut", spec="ffn=1/2", by="importance")
+  _, whole = workdir.load(child)
+  model, variables = workdir.load(tmp_path / "cut")
+  assert model.mlp_dim == 16 and "lora" not in variables["params"]
+  find = lambda v, name: v["params"]["encoder"]["block_00"]["attention"][name]
+  for name in ("qkv", "out"):
+    np.testing.assert_array_equal(
+      find(variables, name)["kernel"], find(whole, name)["kernel"]
+    )
 
 
 def test_it_resumes(parent, child, tmp_path):

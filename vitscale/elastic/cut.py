@@ -166,6 +166,14 @@ def open_run(path: str | Path, *, nested: bool) -> Nested:
   names = {key: key for key in bench.abstract if key not in parts}
   names |= {f"{key}/{k}": f"{key}/{k}" for key in parts for k in parts[key]}
   state = store.part(bench.abstract, names, step)
+  if merged := getattr(bench.task, "merged", None):  # a plain run from here on
+    bench = build(
+      {**config, "task": config["task"]["of"]}, devices=jax.local_devices()[:1]
+    )
+    for key in ("params", "ema"):
+      if state[key]:
+        state[key] = merged({"params": state[key]})["params"]
+    state["opt"] = bench.init(jnp.uint32(0))["opt"]
   return Nested(folder, run, bench, state)
 
 
