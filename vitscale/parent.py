@@ -10,17 +10,22 @@ import functools
 import hashlib
 import json
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
-from vitscale import workdir
+from vitscale import models, workdir
+from vitscale.core import axes as axes_lib
 from vitscale.core import distributed, leaves, manifest, tree
 from vitscale.core.checkpoint import CheckpointStore
+from vitscale.core.config import Reader
 from vitscale.core.errors import UserError
 from vitscale.core.log import read_json
+from vitscale.nn import patch as patch_lib
+from vitscale.nn import position as position_lib
 
 TEACHER = "teacher"  # collection in which a taught run keeps its teacher
 
@@ -155,3 +160,48 @@ class Parent:
         f"{self.folder} keeps {sorted(others)[0]!r} beside its parameters,"
         " which are all that this run can read"
       )
+
+
+def resizes(
+  bench: Any, parent: Parent
+) -> tuple[Any, dict[str, Callable[[jax.Array], jax.Array]]]:
+  """What to read of a parent of another patch or image, and what makes it fit.
+
+  Args:
+    bench: of the child.
+    parent: of the same family and widths.
+
+  Returns:
+    The tree of ShapeDtypeStruct to read, and path -> function of what was
+    read: patch kernels are PI-resized, position tables resampled. What else
+    differs is left for `read` to refuse.
+  """
+  named, have = tree.flatten(bench.names), tree.flatten(parent.shapes())
+  want = tree.flatten(bench.abstract["params"])
+  read, change = dict(want), {}
+  whole = jax.sharding.NamedSharding(bench.mesh, jax.sharding.PartitionSpec())
+  for path, x in want.items():
+    old = have.get(path)
+    if old is None or old.shape == x.shape or old.shape[-1] != x.shape[-1]:
+      continue
+    roles = [axes_lib.role(name) for name in named[path].names]
+    if roles == ["patch", "embed"]:
+      fit = _patch_resize(bench, parent, old.shape, x.shape)
+    elif set(roles[:-1]) == {"pos"} and len(old.shape) == len(x.shape):
+      fit = functools.partial(position_lib.resample, grid=x.shape[:-1])
+    else:
+      fit = None
+    if fit is not None:
+      read[path] = jax.ShapeDtypeStruct(old.shape, old.dtype, sharding=whole)
+      change[path] = jax.jit(fit, out_shardings=x.sharding)
+  return tree.like(bench.abstract["params"], read), change
+
+
+def _patch_resize(bench: Any, parent: Parent, old, new) -> Callable | None:
+  """The PI-resize of a patch kernel, None where not the patch alone differs."""
+  model, _ = models.make(Reader(parent.config["model"]), bench.source)
+  sizes = model.patch_size, bench.model.patch_size
+  before, after = (np.prod(patch_lib.pair(size)) for size in sizes)
+  if old[0] * after != new[0] * before:
+    return None
+  return lambda x: patch_lib.resize_kernel(x, *sizes)

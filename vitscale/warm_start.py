@@ -24,7 +24,6 @@ another width).
 """
 
 import dataclasses
-import functools
 import re
 import sys
 from collections.abc import Callable, Mapping
@@ -42,9 +41,7 @@ from vitscale.core.axes import AxisError
 from vitscale.core.config import Reader
 from vitscale.core.errors import UserError, nearest
 from vitscale.elastic import grow, importance
-from vitscale.nn import patch as patch_lib
-from vitscale.nn import position as position_lib
-from vitscale.parent import Parent
+from vitscale.parent import Parent, resizes
 
 State = dict[str, Any]
 OPTIMIZER = ("fresh", "carry")
@@ -181,7 +178,7 @@ def same(bench: Bench, state: State, parent: Parent, start: WarmStart) -> None:
   both = set(bench.abstract["mutable"]) & parent.collections
   abstract, change = bench.abstract["params"], {}
   if start.how == "resize":
-    abstract, change = _resizes(bench, parent)
+    abstract, change = resizes(bench, parent)
   found = parent.read(abstract, skip=start.skip, beside=both)
   found |= {k: fn(found[k]) for k, fn in change.items() if k in found}
   for name in sorted(both):
@@ -193,41 +190,6 @@ def same(bench: Bench, state: State, parent: Parent, start: WarmStart) -> None:
   state["params"] = tree.like(state["params"], drawn | found)
   if start.optimizer == "carry":
     state["opt"] = _moments(parent, bench.abstract["opt"])
-
-
-def _resizes(
-  bench: Bench, parent: Parent
-) -> tuple[State, dict[str, Callable[[jax.Array], jax.Array]]]:
-  """What to read of a parent, and what makes it fit, by path."""
-  named, have = tree.flatten(bench.names), tree.flatten(parent.shapes())
-  want = tree.flatten(bench.abstract["params"])
-  read, change = dict(want), {}
-  whole = jax.sharding.NamedSharding(bench.mesh, jax.sharding.PartitionSpec())
-  for path, x in want.items():
-    old = have.get(path)
-    if old is None or old.shape == x.shape or old.shape[-1] != x.shape[-1]:
-      continue
-    roles = [axes_lib.role(name) for name in named[path].names]
-    if roles == ["patch", "embed"]:
-      fit = _patch(bench, parent, old.shape, x.shape)
-    elif set(roles[:-1]) == {"pos"} and len(old.shape) == len(x.shape):
-      fit = functools.partial(position_lib.resample, grid=x.shape[:-1])
-    else:
-      fit = None
-    if fit is not None:  # else the difference is an error, as without
-      read[path] = jax.ShapeDtypeStruct(old.shape, old.dtype, sharding=whole)
-      change[path] = jax.jit(fit, out_shardings=x.sharding)
-  return tree.like(bench.abstract["params"], read), change
-
-
-def _patch(bench: Bench, parent: Parent, old, new) -> Callable | None:
-  """The PI-resize of a patch kernel, None where not the patch alone differs."""
-  model, _ = models.make(Reader(parent.config["model"]), bench.source)
-  sizes = model.patch_size, bench.model.patch_size
-  before, after = (np.prod(patch_lib.pair(size)) for size in sizes)
-  if old[0] * after != new[0] * before:
-    return None
-  return lambda x: patch_lib.resize_kernel(x, *sizes)
 
 
 def _tell_skipped(parent: Parent, drawn: State, found: State) -> None:
