@@ -7,6 +7,7 @@ needed here.
 import json
 import pathlib
 
+import jax
 import numpy as np
 import pytest
 
@@ -67,7 +68,7 @@ def test_outputs_and_the_way_back(case):
   _, _, want, image = golden(case)
   assert np.abs(want).max() > 0.5
   params = tree.unflatten(params)
-  y, _ = model.apply({"params": params}, image)
+  y, _ = jax.jit(model.apply)({"params": params}, image)
   np.testing.assert_allclose(y, want, atol=1e-4)
   made = found.rows(model, tree.flatten(params))
   back = mapping.to_theirs(made, params, model)

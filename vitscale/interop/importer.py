@@ -252,7 +252,7 @@ def _named(data: Mapping[str, Any]) -> dict[str, Any]:
 def write(
   config: Any,
   bench: Bench,
-  params: Mapping[str, np.ndarray],
+  params: dict[str, Any],
   facts: Mapping[str, Any],
   out: Path,
 ) -> None:
@@ -260,9 +260,14 @@ def write(
   config = config_lib.to_dict(config)
   want = tree.flatten(bench.abstract["params"])
   tree.check_same(params, want, "imported parameters", "model")
-  rest = {k: v for k, v in bench.abstract.items() if k != "params"}
-  zero = lambda x: np.zeros(x.shape, x.dtype)
-  state = {**jax.tree.map(zero, rest), "params": tree.unflatten(params)}
+  # All but the weights as a fresh run has it; nothing is drawn for those.
+  rest = jax.jit(lambda seed: {**bench.init(seed), "params": {}, "ema": {}})
+  # Saving copies numpy's arrays, not jax's: one by one, so that few are both.
+  for name in list(params):
+    params[name] = jnp.asarray(params[name])
+  weights = tree.unflatten(params)
+  ema = weights if bench.abstract["ema"] else {}
+  state = {**rest(np.uint32(0)), "params": weights, "ema": ema}
   run = record.describe(config, bench)
   run["law_variables"] = {**run["law_variables"], "examples": None}
   run["law_variables"]["flops"] = None  # spent elsewhere
