@@ -1,5 +1,6 @@
 """Folders of images, good and bad."""
 
+import io
 import os
 import shutil
 import tempfile
@@ -10,8 +11,8 @@ import pytest
 from PIL import Image
 
 from vitscale.core.errors import UserError
+from vitscale.data import augment, pipeline, random, sources, transforms
 from vitscale.data import folder as folder_lib
-from vitscale.data import pipeline, random, sources, transforms
 from vitscale.data import source as source_lib
 
 folder = folder_lib.folder
@@ -323,3 +324,39 @@ def test_a_file_that_goes_away_is_named(tmp_path):
     with pytest.raises(UserError, match=r"cannot read image .*cat/01.png") as e:
       source.read(np.array([1]), files=files)
     assert "\n" not in str(e.value)
+
+
+def _smooth(h, w):
+  y, x = np.mgrid[:h, :w]
+  waves = [np.sin(x / 37 + y / 23), np.cos(x / 29), np.sin(y / 41 - x / 53)]
+  return (128 + 100 * np.stack(waves, -1)).astype(np.uint8)
+
+
+@pytest.mark.parametrize("turn", [1, 6])
+def test_draft_decodes_less_and_shows_the_same(turn):
+  exif = Image.Exif()
+  exif[0x0112] = turn
+  out = io.BytesIO()
+  Image.fromarray(_smooth(300, 420)).save(out, "JPEG", quality=95, exif=exif)
+  file = folder_lib.File(out.getvalue(), 3, "x")
+  h, w = file.shape[:2]
+  assert (h, w) == ((300, 420) if turn == 1 else (420, 300))
+  box = (20.5, 30.0, 190.0, 250.0)  # about 170 x 220 of it
+  whole, draft = (
+    augment.scale(file, (40, 50), box, draft=d).astype(int)
+    for d in (False, True)
+  )
+  least = (40 * h / 220, 50 * w / 169.5)
+  assert file.pil(least).size == (-(-w // 2), -(-h // 2))
+  assert np.abs(whole - draft).max() <= 4 and (whole != draft).any()
+  # Nothing to save: the same pixels.
+  for size in ((200, 160), (400, 300)):
+    np.testing.assert_array_equal(
+      augment.scale(file, size, box, draft=True), augment.scale(file, size, box)
+    )
+  png = io.BytesIO()
+  file.pil().save(png, "PNG")
+  for image in (folder_lib.File(png.getvalue(), 3, "x"), np.asarray(file)):
+    np.testing.assert_array_equal(
+      augment.scale(image, (40, 50), box, draft=True), whole
+    )
