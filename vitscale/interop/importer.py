@@ -20,7 +20,7 @@ import numpy as np
 
 from vitscale import record
 from vitscale.bench import Bench, build
-from vitscale.core import axes, tree
+from vitscale.core import axes, guard, tree
 from vitscale.core import config as config_lib
 from vitscale.core.checkpoint import CheckpointStore
 from vitscale.core.errors import UserError
@@ -260,14 +260,19 @@ def write(
   config = config_lib.to_dict(config)
   want = tree.flatten(bench.abstract["params"])
   tree.check_same(params, want, "imported parameters", "model")
-  # All but the weights as a fresh run has it; nothing is drawn for those.
-  rest = jax.jit(lambda seed: {**bench.init(seed), "params": {}, "ema": {}})
+  # All but the weights as a fresh run has it, with nothing drawn.
+  counters, _ = guard.arm(lambda _: {"first_bad": np.int32(-1)}, dict, 1)
+  zero = lambda x: np.zeros(x.shape, x.dtype)
+  state = jax.tree.map(
+    zero,
+    {k: v for k, v in bench.abstract.items() if k not in ("params", "ema")},
+  )
+  state |= {k: v for k, v in counters(0).items() if k in state}
   # Saving copies numpy's arrays, not jax's: one by one, so that few are both.
   for name in list(params):
     params[name] = jnp.asarray(params[name])
   weights = tree.unflatten(params)
-  ema = weights if bench.abstract["ema"] else {}
-  state = {**rest(np.uint32(0)), "params": weights, "ema": ema}
+  state |= {"params": weights, "ema": weights if bench.abstract["ema"] else {}}
   run = record.describe(config, bench)
   run["law_variables"] = {**run["law_variables"], "examples": None}
   run["law_variables"]["flops"] = None  # spent elsewhere
