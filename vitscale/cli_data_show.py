@@ -14,8 +14,9 @@ ACTIONS = ("get", "show", "convert")
 def add_arguments(sub: argparse.ArgumentParser) -> None:
   sub.set_defaults(overrides=[])
   sub.add_argument(
-    "words", nargs="+", metavar="[get|show|convert] PATH [key=value]",
-    help="show, if left out; of get: fashion_mnist; options of the source",
+    "words", nargs="+", metavar="WORD",
+    help="[show] PATH, convert PATH, or get fashion_mnist; then key=value"
+    " options of the source",
   )  # fmt: skip
   sub.add_argument("--source", help="default: what PATH looks like")
   sub.add_argument("--sheet", metavar="FILE.png", help="writes a contact sheet")
