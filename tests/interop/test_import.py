@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 import vitscale as vs
 from tests.interop.test_layouts import golden
@@ -94,6 +95,24 @@ def test_cut_and_fine_tune_take_it(ours, tmp_path):
   assert after["params"]["head"]["kernel"].shape == (16, 3)
   old, new = (v["params"]["embed"]["bias"] for v in (before, after))
   np.testing.assert_allclose(new, old, atol=0.1)
+
+
+def test_eval_takes_classes_by_number(ours, tmp_path, capfd):
+  """Folders in alphabetical order; another count is refused."""
+  rng = np.random.default_rng(0)
+  for i in range(6):
+    image = Image.fromarray(rng.integers(0, 256, (9, 12, 3), "uint8"))
+    (tmp_path / f"n{i}").mkdir()
+    image.save(tmp_path / f"n{i}" / "a.png")
+  err = complaint(capfd, "eval", ours, "--data", tmp_path)
+  assert "the data have 6 classes" in err
+  (tmp_path / "n5" / "a.png").unlink()
+  (tmp_path / "n5").rmdir()
+  args = ["eval", str(ours), "--data", str(tmp_path), "--json"]
+  assert cli.main(args) == 0
+  found = json.loads(capfd.readouterr().out)
+  assert found["metrics"]["accuracy"]["n"] == 5
+  assert found["data"]["transform"] == "resize_small(10)|central_crop(8)"
 
 
 def test_hugging_face_round_trip(ours, theirs, tmp_path):
