@@ -116,10 +116,8 @@ class Bench:
   def __init__(self, path: str | Path, options: Options):
     run, variables, _ = workdir.restored(path)
     self.options, self.model = options, run.model
-    # Arrays tied to no device, as codes are: or each program is compiled twice.
-    free = lambda tree: jax.tree.map(lambda x: jnp.asarray(np.asarray(x)), tree)
-    self.neck, self.codebook = run.task.neck, free(variables[TEACHER])
-    self.variables = {"params": free(variables["params"])}
+    self.neck, self.codebook = run.task.neck, variables[TEACHER]
+    self.variables = {"params": variables["params"]}
     self.source = functools.partial(
       sources.make, "latents", path=run.config["data"]["path"]
     )

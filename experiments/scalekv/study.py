@@ -47,8 +47,8 @@ SCALES = {
   "smoke": Scale(
     (10, 10), 2, measure.Options((1.0, 0.1), 300, 100), 32, (0,)
   ),
-  "quick": Scale((300, 400), 4, measure.Options((1.0, 0.2, 0.1), 400)),
-  "cpu": Scale((1000, 1500), 6, measure.Options((1.0, 0.5, 0.2, 0.1), 1000)),
+  "quick": Scale((300, 400), 4, measure.Options((1.0, 0.1), 400)),
+  "cpu": Scale((1000, 1200), 6, measure.Options((1.0, 0.5, 0.2, 0.1), 1000)),
 }  # fmt: skip
 
 
