@@ -27,3 +27,28 @@ import signal  # noqa: E402
 # inherit that: tests that send SIGINT need ears.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
   signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+import pytest  # noqa: E402
+
+# A compiled program takes several mappings of memory, of which a process may
+# have 65,530 (Linux): beyond them XLA ends the process. Files share few.
+MAPPINGS = 25_000
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs():
+  """Lets go of what was compiled when there is too much of it."""
+  yield
+  try:
+    with open("/proc/self/maps") as file:
+      count = sum(1 for _ in file)
+  except OSError:  # no Linux, no such limit
+    return
+  if count > MAPPINGS:
+    import gc
+
+    import jax
+
+    jax.clear_caches()
+    gc.collect()

@@ -225,6 +225,8 @@ def test_what_is_read_of_a_folder(tmp_path):
   )  # fmt: skip
   where = {"source": "folder", "path": str(tmp_path), "channels": 1}
   everything = {**where, "val": 0.0, "test": 0.0}
+  (tmp_path / "cat").mkdir()
+  Image.new("L", (8, 8)).save(tmp_path / "cat" / "1.png")
   assert asked(str(tmp_path)) == (everything, "train")
   assert asked(str(tmp_path), split="val") == (where, "val")
   (tmp_path / "training").mkdir()  # what was trained on is not taken unasked
@@ -313,9 +315,9 @@ def test_a_bad_generation_is_one_line(generator, tmp_path, monkeypatch, capfd,
       ["--evals", "linear_probe", "--split", "train"],
       "name a split other than 'train'",
     ),
-    (["--data", "nothing"], "image folder nothing does not exist"),
-    (["--data", "empty"], "empty holds nothing to read"),
-    (["--data", "blank"], "no images below blank"),
+    (["--data", "nothing"], "data: nothing does not exist"),
+    (["--data", "empty"], "data: empty holds nothing that is known: images"),
+    (["--data", "blank"], "data: blank holds nothing that is known: images"),
     (["--data", "n=9", "sise=8"], "'data.sise', did you mean 'data.size'"),
     (["--data", "source=field"], "did you mean 'fields'?"),
     (["--split", "tset"], "no split 'tset', did you mean 'test'?"),

@@ -4,31 +4,46 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+ALL = {"val": 0.0, "test": 0.0}  # of a folder without splits
+
 
 def group(
-  trained: Mapping[str, Any], items: Sequence[str], channels: int
+  trained: Mapping[str, Any], items: Sequence[str], learned: tuple[int, ...]
 ) -> tuple[dict[str, Any], bool]:
   """Options of a data source, with its name as `source`.
 
   Args:
     trained: the run's own, which `key=value` amend.
-    items: of the command line: a folder of images, if any, then `key=value`;
-      `source=NAME` starts afresh.
-    channels: of the images, for a folder.
+    items: of the command line: a path of any format that is known
+      (data/detect.py), if any, then `key=value`; `source=NAME` starts afresh.
+    learned: shape of an image or a clip of the run.
 
   Returns:
-    The options, and whether it is a folder without splits: all its images are
-    then in "train".
+    The options, and whether it is a folder without splits: with `ALL` besides,
+    all its images are in "train".
+
+  Raises:
+    UserError: a path of no known format.
   """
   from vitscale.core import config as config_lib
-  from vitscale.data.folder import ALIASES
+  from vitscale.data import detect
+  from vitscale.data.folder import ALIASES, is_flat
 
   found, items, whole = dict(trained), list(items), False
   if items and "=" not in items[0]:
-    path = Path(items.pop(0)).expanduser()
-    found = {"source": "folder", "path": str(path), "channels": channels}
-    kinds = [name for names in ALIASES.values() for name in names]
-    whole = not any((path / name).is_dir() for name in kinds)
+    path = items.pop(0)
+    found = {"source": detect.source_of(path), "path": path}
+    if found["source"] in ("folder", "video"):
+      root = Path(path).expanduser()
+      found |= {"path": str(root), "channels": learned[-1]}
+      kinds = [name for names in ALIASES.values() for name in names]
+      whole = not any((root / name).is_dir() for name in kinds)
+    if len(learned) == 4:  # frames of a clip may lie in folders too
+      mine = trained if trained["source"] == "video" else {}
+      cut = {key: mine[key] for key in ("stride", "size") if key in mine}
+      found |= {"source": "video", "frames": learned[0], **cut}
+    elif found["source"] == "folder" and is_flat(root):
+      found["flat"] = True
   elif any(item.startswith("source=") for item in items):
     found = {}
   made = config_lib.ConfigDict({"data": found})

@@ -99,12 +99,14 @@ def encode(
   groups = list(config.get("evals", {}).values())
   if transform is None:
     transform = groups[0].get("transform", "") if groups else ""
-  channels = tokenizer.origin.shape[-1]
-  group, whole = cli_data.group(config["data"], data, channels)
+  shape = tokenizer.origin.shape
+  group, whole = cli_data.group(config["data"], data, shape)
   if splits is None:
     first = config["train"].get("split", "train")
     splits = [first, *(g.get("split", "val") for g in groups)]
-    splits = ["train"] if whole else list(dict.fromkeys(splits))
+    splits = list(dict.fromkeys(splits))
+    if whole:
+      group, splits = group | cli_data.ALL, ["train"]
   named = group.pop("source")
   found = {name: sources.make(named, split=name, **group) for name in splits}
   empty = [name for name, source in found.items() if not len(source)]

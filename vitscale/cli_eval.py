@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vitscale import cli_data
 from vitscale.core import call
 from vitscale.core.errors import UserError, nearest
 
@@ -273,29 +274,13 @@ def _data(
   learned: tuple[int, ...],
 ) -> tuple[dict[str, Any], str]:
   """Options of a source, with its name as `source`; and the split."""
-  from vitscale.core import config as config_lib
-  from vitscale.data.folder import ALIASES, is_flat
-
-  group, items = dict(trained), list(data)
+  mine = dict(trained)
   if split in (None, own.get("split")):
-    group |= own.get("data", {})
-  if items and "=" not in items[0]:
-    path = Path(items.pop(0)).expanduser()
-    group = {"source": "folder", "path": str(path), "channels": learned[-1]}
-    if len(learned) == 4:
-      mine = trained if trained["source"] == "video" else {}
-      cut = {key: mine[key] for key in ("stride", "size") if key in mine}
-      group |= {"source": "video", "frames": learned[0], **cut}
-    kinds = [name for names in ALIASES.values() for name in names]
-    if is_flat(path) and group["source"] == "folder":
-      group["flat"] = True
-    if split is None and not any((path / name).is_dir() for name in kinds):
-      split, group = "train", {**group, "val": 0.0, "test": 0.0}
-  elif any(item.startswith("source=") for item in items):
-    group = {}
-  made = config_lib.ConfigDict({"data": group})
-  config_lib.override(made, [f"data.{item}" for item in items])
-  return made.data.to_dict(), split or own.get("split", SPLIT)
+    mine |= own.get("data", {})
+  group, whole = cli_data.group(mine, data, learned)
+  if whole and split is None:
+    return group | cli_data.ALL, "train"
+  return group, split or own.get("split", SPLIT)
 
 
 # ------------------------------------------------------------------ what fits
