@@ -86,6 +86,7 @@ def test_dimensions_that_do_not_divide_name_a_mesh_that_does(command):
   assert "mesh.replica=-1 mesh.fsdp=256" in text
 
 
+@pytest.mark.slow
 def test_misfit_says_by_how_much_and_what_would_fit(command):
   code, out, err = command(
     "vit_pod:variant=G/14,batch=2048", "model.remat=dots",
@@ -184,6 +185,7 @@ def test_bounds_and_hours(node):
   assert node["tokens_per_s_bound"] == pytest.approx(tokens)
 
 
+@pytest.mark.slow
 def test_absent_data_can_be_described(command):
   code, out, _ = command(
     "vit_folder:path=/nowhere", "--classes", "7", "--examples", "2560",
@@ -195,6 +197,7 @@ def test_absent_data_can_be_described(command):
   assert found["total_steps"] == 90 * 2560 // 256
 
 
+@pytest.mark.slow
 def test_search_fits_and_is_faster_than_what_was_asked(command):
   asked = ["vit_pod:variant=S/16,batch=256,remat=full", "--topology"]
   _, out, _ = command(*asked, "gpu:8xH100", "--json")
@@ -297,6 +300,7 @@ def test_a_ring_moves_what_arithmetic_says():
   assert found == pytest.approx(moved, rel=0.1)
 
 
+@pytest.mark.slow
 def test_arithmetic_comes_near_the_compiler():
   golden = json.loads((GOLDEN / "g14_v5e256.json").read_text())
   request = {

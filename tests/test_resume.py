@@ -197,6 +197,7 @@ def spoil(workdir, step):
       path.write_bytes(bytes(data))
 
 
+@pytest.mark.slow
 def test_a_rotten_checkpoint_costs_only_time(whole, tmp_path, capfd):
   workdir = tmp_path / "run"
   assert stopped(workdir, "SIGKILL", at=6, checkpoints=2) == -9
@@ -303,6 +304,7 @@ def photos(tmp_path):
   return tmp_path / "photos"
 
 
+@pytest.mark.slow
 def test_data_that_break_late_lose_no_checkpoint(photos, tmp_path):
   data = {"source": "folder", "path": str(photos), "channels": 1, "val": 0.2}
   config = toys.config(

@@ -257,6 +257,7 @@ def test_a_grown_run_starts_as_good_as_its_parent(
     assert moments[path].sharding == x.sharding
 
 
+@pytest.mark.slow
 def test_copied_moments_are_those_of_the_copies():
   """What Adam would have gathered, had the large model been trained."""
   small = vit.Model(
@@ -289,6 +290,7 @@ def test_copied_moments_are_those_of_the_copies():
   assert gap(found["nu"], jax.tree.map(np.square, wanted)) < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["append", "hypercloning"])
 def test_growing_on_eight_devices(tmp_path, how):
   """Placed over a mesh, the grown model and its moments are the same."""

@@ -100,6 +100,7 @@ def test_categories_add_up_to_the_wall_clock(whole):
   assert found["sessions"] == 1 and 0 < found["share"] < 1
 
 
+@pytest.mark.slow
 def test_goodput_of_a_run_that_was_killed_twice(whole, tmp_path):
   workdir = tmp_path / "run"
   for at, wanted in ((4, 0), (6, 1)):
@@ -229,6 +230,7 @@ def test_a_profile_changes_nothing(whole, tmp_path):
   assert run["recompiles"] == 0
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path):
   config = tmp_path / "mine.py"
   config.write_text(

@@ -52,9 +52,9 @@ EXPECTED = {
     5,
   ),
 }  # fmt: skip
-# A minute or two, even as toys.
+# Half a minute to two, even as toys.
 LONG = (
-  "03_plan_a_pod", "04_elastic", "05_patches_and_tokens",
+  "01_patch_scaling", "03_plan_a_pod", "04_elastic", "05_patches_and_tokens",
   "06_tokenizers_and_generators",
 )  # fmt: skip
 by_name = pytest.mark.parametrize("script", SCRIPTS, ids=lambda p: p.stem)

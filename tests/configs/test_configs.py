@@ -64,6 +64,11 @@ RUNS = (
   "vitok_gan:runlocal",
   "vitok_video:runlocal",
 )
+# Their programs are those of others, longer, or tried elsewhere.
+LONG = (
+  "vit_pod:runlocal,path={photos}", "vit_thinking:runlocal",
+  "vitok_gan:runlocal", "vitok:runlocal",
+)  # fmt: skip
 BUILDS = (
   "vit_fashion:runlocal,patch=2,size=12,width=32,depth=1",
   "vit_nested:runlocal,nest=hydravit:4,strategy=joint",
@@ -76,7 +81,10 @@ def test_every_config_runs_locally():
   assert {run.partition(":")[0] for run in RUNS} == {p.stem for p in FILES}
 
 
-@pytest.mark.parametrize("spec", RUNS)
+@pytest.mark.parametrize(
+  "spec",
+  [pytest.param(s, marks=pytest.mark.slow) if s in LONG else s for s in RUNS],
+)
 def test_runlocal(spec, photos, tmp_path):
   config = config_lib.load(spec.format(photos=photos))
   result = train(config, tmp_path / "run")

@@ -75,6 +75,7 @@ def test_a_cut_model_stands_alone(nested, tmp_path, capfd):
   assert mine["eval/val/nll"] == small["val/nll"]
 
 
+@pytest.mark.slow
 def test_every_reader_takes_it(nested, tmp_path, capfd):
   out = tmp_path / "small"
   result = cut(nested, out, spec="ffn=1/4")
@@ -115,6 +116,7 @@ def test_the_whole_state_is_cut(nested, tmp_path):
   assert moments and all(small[k].shape != big[k].shape for k in moments)
 
 
+@pytest.mark.slow
 def test_no_elastic_code_to_run_it(nested, tmp_path):
   cut(nested, tmp_path / "half", spec="ffn=1/2x2,1")
   code = (
@@ -125,6 +127,7 @@ def test_no_elastic_code_to_run_it(nested, tmp_path):
   assert done.stdout.strip() == "[]", done.stderr
 
 
+@pytest.mark.slow
 def test_a_taught_run_is_cut_without_its_teacher(tmp_path):
   plain = toys.config(total_steps=2, evals={})
   train(plain, tmp_path / "teacher")
@@ -189,6 +192,7 @@ def test_selection_sees_val_and_says_so(tested, capfd):
   assert "warning: selecting on the test split" in said
 
 
+@pytest.mark.slow
 def test_exhaustive_is_the_best_on_what_it_looks_at(tested):
   price = lambda little: space_lib.cost("macs", little, tested.image)
   space = Space(tested.bench.model, tested.bench.task.granularities, price)
@@ -256,6 +260,7 @@ def test_time_is_measured_on_this_device(nested, tmp_path, capfd):
   assert "ms" in err and not (tmp_path / "x").exists()
 
 
+@pytest.mark.slow
 def test_a_choice_by_scores_on_the_command_line(nested, tmp_path, capfd):
   out = tmp_path / "x"
   code, text, err = run(

@@ -73,6 +73,7 @@ def test_rows_are_the_models_that_cut_writes(nested, tmp_path):
   assert sum(row["efficient"] for row in found["rows"]) == len(best)
 
 
+@pytest.mark.slow
 def test_the_ledger_of_a_sampled_run(nested):
   """Half of the steps train each of two: the mean, half of the sum."""
   big = cut.open_run(nested, nested=True)
@@ -214,6 +215,7 @@ def test_the_ceiling_is_the_mean_over_pairs_of_seeds():
 # ----------------------------------------------------------------- the command
 
 
+@pytest.mark.slow
 def test_the_command(nested, capfd):
   args = ["frontier", str(nested), "--specs", "ffn=1/4", "full"]
   assert cli.main([*args, "--repeats", "1", "--json"]) == 0

@@ -208,6 +208,7 @@ def test_mistakes_end_before_training(made, group, says):
     build(config(made, **group))
 
 
+@pytest.mark.slow
 def test_widths_ask_their_own():
   bench = build(config(nested_config(granularities=NARROW), pairs="same"))
   scores = bench.evals["val"].run(noisy(bench))

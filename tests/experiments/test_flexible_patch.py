@@ -66,6 +66,7 @@ def test_the_readme_counts_the_runs(study):
     assert f"| {count} |" in row, (scale, count)
 
 
+@pytest.mark.slow
 def test_equal_flops_are_equal(study):
   """As the runs will log them: of the patches that their seed draws."""
   scale, spent = study.SCALES["quick"], {}

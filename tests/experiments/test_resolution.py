@@ -57,6 +57,7 @@ def test_the_readme_counts_the_runs(study):
     assert f"| {count} |" in row, (scale, count)
 
 
+@pytest.mark.slow
 def test_arms_have_equal_flops_and_own_ones_a_third(study):
   """As the runs will count them, consistency and resizing included."""
   scale, spent = study.SCALES["quick"], {}

@@ -56,6 +56,7 @@ def test_arms_differ_in_what_they_say(study):
   assert set(runs["widths-s0"].task.granularities) == {*scala[:-1], "full"}
 
 
+@pytest.mark.slow
 def test_what_was_not_trained_fits_the_model(study):
   """Every unseen part is whole, and lies above its trained neighbour."""
   done = pilots(study, "smoke")

@@ -80,6 +80,7 @@ def test_pilots_come_first_and_choose_each_cells_rate(study):
   assert not {r.config.seed for r in first} & {r.config.seed for r in rest}
 
 
+@pytest.mark.slow
 def test_every_cell_has_its_floats(study):
   """As the model will really make them, alone and whole."""
   for e, p in study.cells(study.SCALES["quick"]):

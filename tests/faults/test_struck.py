@@ -51,6 +51,7 @@ def whole(place):
   return workdir
 
 
+@pytest.mark.slow
 def test_killed_while_it_saves_and_evaluates(place, whole):
   trials, workdir = strike(place, "killed", "SIGKILL", "save", "eval")
   assert [t[:2] for t in trials] == [["save", -9], ["eval", -9]], trials

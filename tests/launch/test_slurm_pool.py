@@ -152,6 +152,7 @@ def toy(tmp_path, monkeypatch):
   return run
 
 
+@pytest.mark.slow
 def test_a_study_through_submitit(toy, tmp_path, capsys):
   result = toy()
   assert result["status"] == "finished", result["errors"]

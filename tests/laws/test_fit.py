@@ -185,6 +185,7 @@ def test_warnings():
   assert says(laws.fit(FLOOR, wrong, bootstrap=100), "lack of fit")
 
 
+@pytest.mark.slow
 def test_warnings_of_thin_data():
   short = {"p": np.repeat([1.0, 2, 4, 8], 3)}
   rng = np.random.default_rng(1)

@@ -97,6 +97,7 @@ def published(truth, noise, seed):
   return rows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("truth", [PAPER, NESTED])
 def test_five_sizes_leave_the_floor_open(truth):
   """c of the published fits differs by .44; noise of .3 % explains more.

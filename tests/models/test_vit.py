@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from jax.extend.core import jaxprs_in_params
 
+from tests.marks import mostly_slow
 from vitscale.core import axes
 from vitscale.core.errors import UserError
 from vitscale.models import vit
@@ -121,7 +122,7 @@ def test_variant():
 # ------------------------------------------------------------------- options
 
 
-@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("name", mostly_slow(OPTIONS, "plain", "scan", "cls"))
 def test_every_parameter_learns(name):
   m = model(**OPTIONS[name], layer_scale=0.5, qk_norm=True, depth=1)
   axes.names_of(jax.eval_shape(m.init, jax.random.key(0), IMAGE))
@@ -278,6 +279,7 @@ def step_memory(side: int, backend: str) -> int:
   return compiled.memory_analysis().temp_size_in_bytes
 
 
+@pytest.mark.slow
 def test_memory_of_pixels_grows_with_their_number():
   """1k, 4k, 16k tokens; the logits alone would grow sixteenfold each time."""
   small, middle, large = (step_memory(n, "chunked") for n in (32, 64, 128))

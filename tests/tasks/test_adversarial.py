@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from tests import toys
+from tests.marks import mostly_slow
 from tests.runs import assert_same_run
 from vitscale import warm_start
 from vitscale import workdir as workdir_lib
@@ -138,7 +139,7 @@ def scores(task, variables, x):
   return task.discriminator.apply(params, x)
 
 
-@pytest.mark.parametrize("name", adversarial.LOSSES)
+@pytest.mark.parametrize("name", mostly_slow(adversarial.LOSSES, "hinge"))
 def test_scores_make_the_losses(name):
   task, _, variables, _ = setup(name)
   of = jax.jit(lambda x: scores(task, variables, x))

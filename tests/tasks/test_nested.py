@@ -8,6 +8,7 @@ import pytest
 
 from tests import toys
 from tests.contract.families import gap
+from tests.marks import mostly_slow
 from tests.runs import assert_same_run
 from vitscale import facts as facts_lib
 from vitscale.bench import build
@@ -90,10 +91,18 @@ def test_joint_is_the_sum_or_the_mean_of_its_parts():
   np.testing.assert_allclose(mean, total / 4, rtol=1e-6)
 
 
-@pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
-@pytest.mark.parametrize("distil", ["inplace", "progressive"])
-def test_larger_parts_teach_smaller_ones(distil, kind):
+@pytest.mark.parametrize(
+  "case",
+  mostly_slow(
+    [
+      (d, k) for d in ("inplace", "progressive") for k in ("softmax", "sigmoid")
+    ],
+    ("progressive", "softmax"),
+  ),
+)
+def test_larger_parts_teach_smaller_ones(case):
   """By hand from the logits of the parts; teachers get no gradient of it."""
+  distil, kind = case
   texts, of = ("ffn=1/8", "ffn=1/2", "full"), {"name": "classify", "kind": kind}
   plain = task(strategy="joint", of=of)
   image = plain.normalise(BATCH["image"])
@@ -208,6 +217,7 @@ def test_four_granularities_and_three_patches_compile_twelve_steps():
 # ---------------------------------------------------------------------- a run
 
 
+@pytest.mark.slow
 def test_a_run_logs_every_granularity_and_resumes(tmp_path):
   whole = train(config(), tmp_path / "a")
   row = read_rows(tmp_path / "a" / "metrics.jsonl")[-1]

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.marks import mostly_slow
 from tests.nn.mixers import util
 from vitscale.core import accounting, axes
 from vitscale.core.errors import UserError
@@ -61,7 +62,7 @@ def variables(name):
   return jax.tree.map(noise, made)
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", mostly_slow(ALL, "softmax", "performer"))
 def test_in_a_stack(name):
   """Scanned and rematerialised = looped; gradients; padding; bfloat16."""
   looped = variables(name)
