@@ -24,7 +24,7 @@ from vitscale.core.errors import UserError
 from vitscale.nn import bottlenecks
 from vitscale.nn.bottlenecks import residual_vq
 from vitscale.parent import TEACHER, Parent
-from vitscale.sampling import scale_kv
+from vitscale.sampling import labels, scale_kv
 from vitscale.sampling import scales as scales_lib
 from vitscale.tasks import Player, forward
 
@@ -89,11 +89,7 @@ class Task:
           f"model.{name}={own}: the tokenizer's codes are of {of_neck}: set"
           f" model.{name}={of_neck}"
         )
-    if 0 < model.num_classes < self.classes:
-      raise UserError(
-        f"model.num_classes={model.num_classes}: the data have {self.classes}"
-        " classes; 0 is for a model that is told none"
-      )
+    labels.check(model, self.classes)
     width = self.parent.shapes()["project"]["kernel"].shape[0]
     x = jax.ShapeDtypeStruct((1, neck.side**2, width), jnp.float32)
     shapes = jax.eval_shape(lambda k, x: neck.init(k, x, train=False), key, x)
@@ -134,13 +130,9 @@ class Task:
     Raises:
       UserError: a draw of the class.
     """
-    if "label" in draw:
-      raise UserError("draws.label: the task draws it; leave it out")
-    codes, label = self._codes(batch), None
-    if model.num_classes:
-      share, b = self.drop_label, len(codes)
-      drop = jax.random.bernoulli(rngs["mix"], share, (b,))
-      label = jnp.where(drop, model.num_classes, batch["label"])
+    labels.check_draw(draw)
+    codes = self._codes(batch)
+    label = labels.dropped(model, batch["label"], self.drop_label, rngs["mix"])
     rest, shown = self._shown(variables, codes)
     own = {"dropout": rngs["dropout"]}
     (logits, out), state = forward(
@@ -186,19 +178,18 @@ class Task:
     top_k: int | None = None,
     top_p: float | None = None,
     cache: str | None = None,
-    n: int | None = None,
   ) -> jax.Array:
     """Codes as a batch has them, (b, 1, N, 1) int32.
 
     Args:
       model, variables: trained by this task.
       key: random key of the draws.
-      label: (b,) classes; None for no class, then `n` says how many.
+      label: (b,) classes, `model.num_classes` for none; a model without
+        classes isn't told them.
       shape: (1, N, 1).
       guidance, temperature, top_k, top_p: see `sampling.scales.generate`.
       cache: file of a plan of `sampling.scale_kv`, which tokens are kept; None
         for all.
-      n: samples, where there are no labels.
 
     Raises:
       UserError: see `generate`, `scale_kv.load`; another shape; or guidance by
@@ -210,14 +201,10 @@ class Task:
         f"samples of shape {tuple(shape)}: scales {model.scales} make"
         f" {(1, tokens, 1)}"
       )
-    if guidance is not None and model.num_classes and not self.drop_label:
-      raise UserError(
-        f"guidance={guidance}: this model was trained with drop_label=0 and"
-        " doesn't know what no class is"
-      )
-    b = n if label is None else len(label)
+    label = labels.asked(model, label, guidance, self.drop_label)
     codes = scales_lib.generate(
-      model, variables, self.neck, variables[TEACHER], key, b, label,
+      model, variables, self.neck, variables[TEACHER], key, len(label),
+      label if model.num_classes else None,
       guidance=guidance, temperature=temperature, top_k=top_k, top_p=top_p,
       evict=None if cache is None else scale_kv.load(cache),
     )  # fmt: skip
@@ -259,8 +246,7 @@ def make(config: Mapping[str, Any], source: Any) -> Task:
       " with model.bottleneck='residual_vq(...)'"
     )
   drop = config.get("drop_label", 0.1)
-  if type(drop) not in (int, float) or not 0 <= drop < 1:
-    raise UserError(f"task.drop_label={drop!r}: should be in [0, 1)")
+  labels.check_share(drop)
   origin = source.tokenizer
   parent = Neck(origin.path)
   text = str(parent.config["model"].get("bottleneck", "kl(16)"))
