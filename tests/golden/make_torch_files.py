@@ -1,4 +1,4 @@
-"""Makes torch_zip.pth and torch_stream.pth: tiny state dicts, both layouts.
+"""Makes torch_{zip,stream,wrapped}.pth: tiny state dicts, both layouts.
 
     pip install torch && python tests/golden/make_torch_files.py
 
@@ -23,9 +23,14 @@ def main() -> None:
     "empty": torch.zeros(0, 3, dtype=torch.float64),
   }
   here = pathlib.Path(__file__).parent
-  for name, zipped in (("torch_zip", True), ("torch_stream", False)):
+  # MAE's and DeiT's released files have the state dict under one name.
+  for name, zipped, saved in (
+    ("torch_zip", True, state),
+    ("torch_stream", False, state),
+    ("torch_wrapped", True, {"model": {"part": base[5:9]}}),
+  ):
     path = here / f"{name}.pth"
-    torch.save(state, path, _use_new_zipfile_serialization=zipped)
+    torch.save(saved, path, _use_new_zipfile_serialization=zipped)
     print(f"{path.name}: {path.stat().st_size} bytes")
 
 

@@ -80,7 +80,8 @@ def streamed(path, content):
     ({"a": Call(getattr, "a", "b")}, "asks for .*builtin.*.getattr"),
     ({"a": collections.Counter()}, "asks for collections.Counter"),
     ({"epoch": 3}, "holds 'epoch', no tensor: want a state dict"),
-    ({"model": {"a": 1}}, "holds 'model', no tensor"),
+    ({"net": {"a": 1}}, "holds 'net', no tensor"),
+    ({"model": {"a": 1}}, "holds 'a', no tensor"),
     ([1, 2], "holds one list: want a state dict"),
   ],
 )
@@ -147,3 +148,10 @@ def test_damage_is_one_line(layout, tmp_path):
       torch_file.read(path)
   with pytest.raises(UserError, match=r"can't read .*none"):
     torch_file.read(tmp_path / "none")
+
+
+def test_a_state_dict_under_one_name():
+  """As MAE and DeiT release theirs."""
+  found = torch_file.read(GOLDEN / "torch_wrapped.pth")
+  assert set(found) == {"part"}
+  np.testing.assert_array_equal(found["part"], np.arange(5, 9, dtype="f4"))

@@ -27,11 +27,15 @@ STORAGES = {
 MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # of the stream
 
 
+WRAPPED = ("model", "state_dict")  # the one name above a state dict
+
+
 def read(path: str | Path) -> dict[str, np.ndarray]:
   """The tensors of a state dict by name.
 
   Args:
-    path: what `torch.save(model.state_dict(), path)` wrote.
+    path: what `torch.save(model.state_dict(), path)` wrote, or the same under
+      one of the names WRAPPED.
 
   Raises:
     UserError: no such file, not this format, a type this file lacks, or
@@ -54,6 +58,10 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
       f"{path} holds one {type(found).__name__}: want a state dict, tensors"
       " under names"
     )
+  if len(found) == 1:
+    ((name, value),) = found.items()
+    if name in WRAPPED and isinstance(value, Mapping):
+      found = value
   for name, value in found.items():
     if not (isinstance(name, str) and isinstance(value, np.ndarray)):
       raise UserError(
