@@ -26,6 +26,7 @@ from vitscale import (
   cli_frontier,
   cli_import,
   cli_launch,
+  cli_runs,
   cli_sample,
 )
 from vitscale.core.errors import UserError
@@ -237,17 +238,13 @@ def models(args: argparse.Namespace) -> tuple[dict[str, Any], int]:
 
 
 def runs(args: argparse.Namespace) -> tuple[dict[str, Any], int]:
-  """Lists the runs below a folder."""
-  from vitscale import workdir
-  from vitscale.report.plain import table
+  """Lists the runs below a folder, or compares them on a page.
 
-  rows = workdir.runs(args.folder)
-  if not args.json:
-    columns = ["name", "status", "step", "params", "train/loss"]
-    evals = {key for row in rows for key in row if key.startswith("eval/")}
-    columns += sorted(key for key in evals if not key.endswith("_se"))
-    print(table(rows, columns) if rows else f"no runs in {args.folder}")
-  return {"runs": rows}, 0
+  Keys are those of `--json`. The page has curves, final metrics, a law over
+  size, and what differs between the configs; report.json and figures/ come
+  beside it.
+  """
+  return cli_runs.run(args)
 
 
 def doctor(args: argparse.Namespace) -> tuple[dict[str, Any], int]:
@@ -377,8 +374,8 @@ def parser() -> argparse.ArgumentParser:
   cli_sample.add_arguments(sub)
   sub = verb(models, "models --family vit", accelerator=False)
   sub.add_argument("--family", help="only this family")
-  sub = verb(runs, "runs out/patchify-quick")
-  sub.add_argument("folder")
+  sub = verb(runs, "runs out/lab --where status=finished --sort=-params")
+  cli_runs.add_arguments(sub)
   sub = verb(doctor, "doctor out/run", accelerator=False)
   sub.add_argument("folder", metavar="WORKDIR")
   sub = verb(data, "data photos --sheet photos.png", accelerator=False)

@@ -244,7 +244,7 @@ def _other_unit(leaf: str, node: Mapping[str, Any]) -> str | None:
 
 def suggest(key: str, config: ConfigDict) -> str:
   """The nearest dotted key; a leaf name alone finds its full path."""
-  known = [*_flat(config.to_dict()), *OPTIONAL]
+  known = [*flat(config.to_dict()), *OPTIONAL]
   last = key.split(".")[-1]
   same = [name for name in known if name.split(".")[-1] == last]
   return f", did you mean {same[0]!r}?" if same else nearest(key, known)
@@ -391,7 +391,7 @@ def digest(config: Mapping[str, Any], *, without: Iterable[str] = ()) -> str:
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
   """Lines `key: old -> new` for every leaf in which two configs differ."""
-  flat_old, flat_new = _flat(to_dict(old)), _flat(to_dict(new))
+  flat_old, flat_new = flat(to_dict(old)), flat(to_dict(new))
   pairs = {
     key: (flat_old.get(key, "(none)"), flat_new.get(key, "(none)"))
     for key in sorted(flat_old | flat_new)
@@ -399,10 +399,11 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
   return [f"{key}: {a} -> {b}" for key, (a, b) in pairs.items() if a != b]
 
 
-def _flat(node: Any, path: str = "") -> dict[str, Any]:
+def flat(node: Any, path: str = "") -> dict[str, Any]:
+  """Leaves of nested dicts by dotted key."""
   if not isinstance(node, dict):
     return {path: node}
-  flat = {}
+  leaves = {}
   for key, value in node.items():
-    flat |= _flat(value, f"{path}.{key}" if path else key)
-  return flat
+    leaves |= flat(value, f"{path}.{key}" if path else key)
+  return leaves

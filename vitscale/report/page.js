@@ -27,7 +27,7 @@
   };
 
   const draw = () => {
-    for (const box of document.querySelectorAll("figure")) {
+    for (const box of document.querySelectorAll("figure:not(.picture)")) {
       const text = box.querySelector('script[type="application/json"]').textContent;
       const { figure, dark } = JSON.parse(text);
       const paint = (value) => {
