@@ -9,7 +9,7 @@ from PIL import Image
 from tests.data import written
 from vitscale import cli
 from vitscale.core.errors import UserError
-from vitscale.data import detect, fashion, folder, sources
+from vitscale.data import detect, fashion, image_file, sources
 
 
 @pytest.fixture(autouse=True)
@@ -68,7 +68,7 @@ def test_each_format_is_found_and_shown(tmp_path, capfd, kind):
     parts["train"]["measured_std"], pixels.std((0, 1, 2)), rtol=1e-9
   )
   assert shown["mean"] == list(train.mean)
-  sheet = folder.decode(tmp_path / "sheet.png")
+  sheet = image_file.decode(tmp_path / "sheet.png")
   assert sheet.shape[0] > 4 * 96 and sheet.std() > 10
 
 
@@ -98,7 +98,7 @@ def test_a_sheet_is_class_by_class(tmp_path, capfd):
   _json(
     capfd, tmp_path / "photos", "val=0", "--sheet", tmp_path / "a" / "s.png"
   )
-  sheet = folder.decode(tmp_path / "a" / "s.png")
+  sheet = image_file.decode(tmp_path / "a" / "s.png")
   tiles = sheet[2:, 2:].reshape(4, 98, 4, 98, 3)[:, 48, :, 48, 0]
   assert (np.diff(tiles.ravel().astype(int)) > 0).all()
 

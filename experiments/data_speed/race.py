@@ -22,7 +22,8 @@ from PIL import Image
 from scipy import stats
 
 from vitscale.core.errors import UserError
-from vitscale.data import folder, transforms
+from vitscale.data import transforms
+from vitscale.data.image_file import ImageFile
 from vitscale.data.random import Rng
 
 SIZE, AREA = 224, 0.08
@@ -35,7 +36,7 @@ def ours(more: str = "") -> Contestant:
   epoch = iter(range(2**30))
 
   def load(batch: Sequence[bytes]) -> np.ndarray:
-    image = [folder.File(data, 3, "") for data in batch]
+    image = [ImageFile(data, 3, "") for data in batch]
     rng = Rng(0, next(epoch), np.arange(len(batch)))
     return transform({"image": image}, rng)["image"]
 

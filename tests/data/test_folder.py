@@ -11,7 +11,14 @@ import pytest
 from PIL import Image
 
 from vitscale.core.errors import UserError
-from vitscale.data import augment, pipeline, random, sources, transforms
+from vitscale.data import (
+  augment,
+  image_file,
+  pipeline,
+  random,
+  sources,
+  transforms,
+)
 from vitscale.data import folder as folder_lib
 from vitscale.data import source as source_lib
 
@@ -125,7 +132,7 @@ def test_camera_orientation_is_applied(tmp_path):
   exif[0x0112] = 6  # rotate
   (tmp_path / "cat").mkdir()
   image.save(tmp_path / "cat" / "a.jpg", exif=exif)
-  assert folder_lib.decode(tmp_path / "cat" / "a.jpg").shape == (12, 8, 3)
+  assert image_file.decode(tmp_path / "cat" / "a.jpg").shape == (12, 8, 3)
 
 
 def test_fingerprint_follows_the_files(tmp_path):
@@ -338,7 +345,7 @@ def test_draft_decodes_less_and_shows_the_same(turn):
   exif[0x0112] = turn
   out = io.BytesIO()
   Image.fromarray(_smooth(300, 420)).save(out, "JPEG", quality=95, exif=exif)
-  file = folder_lib.File(out.getvalue(), 3, "x")
+  file = image_file.ImageFile(out.getvalue(), 3, "x")
   h, w = file.shape[:2]
   assert (h, w) == ((300, 420) if turn == 1 else (420, 300))
   box = (20.5, 30.0, 190.0, 250.0)  # about 170 x 220 of it
@@ -356,7 +363,7 @@ def test_draft_decodes_less_and_shows_the_same(turn):
     )
   png = io.BytesIO()
   file.pil().save(png, "PNG")
-  for image in (folder_lib.File(png.getvalue(), 3, "x"), np.asarray(file)):
+  for image in (image_file.ImageFile(png.getvalue(), 3, "x"), np.asarray(file)):
     np.testing.assert_array_equal(
       augment.scale(image, (40, 50), box, draft=True), whole
     )

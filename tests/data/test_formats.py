@@ -275,3 +275,10 @@ def test_remote_paths_that_cannot_be_read(memory):
   for kind in ("table", "array_record", "tfds"):
     with pytest.raises(UserError, match=f"{kind} reads local files, not s3://"):
       sources.make(kind, path="s3://bucket/x")
+
+
+def test_a_file_is_open_until_it_is_read(tmp_path, monkeypatch):
+  """Two threads may open one file at once, and only one stays in the cache."""
+  (tmp_path / "x").write_bytes(b"abcdef")
+  monkeypatch.setattr(files, "_descriptor", files._Descriptor)  # keeps none
+  assert files.pread(str(tmp_path / "x"), 2, 3) == b"cde"

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vitscale.data import array_record, folder
+from vitscale.data import array_record, image_file
 
 CLASSES = ("ant", "bee", "cat")
 N = 24
@@ -98,7 +98,7 @@ def as_webdataset(
 def as_numpy(root: Path, data: list[bytes], label: list[int]) -> str:
   root.mkdir(parents=True)
   arrays = {
-    "images": np.stack([folder.decode(x) for x in data]),
+    "images": np.stack([image_file.decode(x) for x in data]),
     "labels": np.array(label),
     "class_names": np.array(CLASSES),
   }
@@ -110,7 +110,7 @@ def as_numpy(root: Path, data: list[bytes], label: list[int]) -> str:
 def as_npz(root: Path, data: list[bytes], label: list[int]) -> str:
   root.mkdir(parents=True)
   np.savez(
-    root / "all.npz", images=np.stack([folder.decode(x) for x in data]),
+    root / "all.npz", images=np.stack([image_file.decode(x) for x in data]),
     labels=np.array(label), class_names=np.array(CLASSES),
   )  # fmt: skip
   return str(root / "all.npz")

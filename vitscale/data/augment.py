@@ -22,7 +22,7 @@ def scale(
   """Linear, antialiased resize of (h, w, c) to (*size, c).
 
   Args:
-    image: an array, or a `folder.File`.
+    image: an array, or a `image_file.ImageFile`.
     box: (left, top, right, bottom), the part of the image to take.
     draft: a JPEG file is decoded smaller, where the part stays as large as
       `size`.

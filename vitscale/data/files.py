@@ -209,7 +209,8 @@ def pread(path: str, offset: int, length: int) -> bytes:
       fs, inside = remote(path)
       data = fs.cat_file(inside, start=offset, end=offset + length)
     else:
-      data = os.pread(_descriptor(path).number, length, offset)
+      held = _descriptor(path)  # open until it is read, whoever forgets it
+      data = os.pread(held.number, length, offset)
   except UserError:
     raise
   except Exception as e:

@@ -9,11 +9,8 @@ by a hash of the file names. Files may lie deeper than the class folder;
 hidden files and files without an image suffix are ignored.
 """
 
-import dataclasses
 import functools
 import hashlib
-import io
-import math
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,10 +19,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
 
 from vitscale.core.errors import UserError
-from vitscale.data import pixels, source
+from vitscale.data import image_file, source
+from vitscale.data.image_file import ImageFile
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff",
             ".webp")  # fmt: skip
@@ -35,10 +32,6 @@ ALIASES = {
   "test": ("test",),
 }
 _RIGHT = "expected PATH/train/CLASS/*.png and PATH/val/..., or PATH/CLASS/*.png"
-REMEDY = (
-  "remove it, or set data.check=True to leave out all such files, and start a"
-  " new workdir: the data are others then"
-)
 FLAT = "images"  # the class of images that have none
 # ImageNet's, which published recipes use for every set of photographs.
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -98,7 +91,7 @@ def folder(
   mean, std = statistics(channels, mean, std)
   if check:
     classes = names if split == "train" else ()
-    files = readable(root, files, classes, decode)
+    files = readable(root, files, classes, image_file.decode)
   paths = tuple(file for file, _, _ in files)
   label = np.array([c for _, _, c in files], np.int32)
   return source.Source(
@@ -313,126 +306,26 @@ def _walk(root: Path, below: str) -> Iterator[tuple[str, int]]:
 # Reading ---------------------------------------------------------------------
 
 
-@dataclasses.dataclass(frozen=True)
-class File:
-  """An image that is decoded when it is needed, (h, w, channels) then.
-
-  Attributes:
-    data: what the file holds.
-    channels: 3 or 1.
-    name, remedy: for errors.
-  """
-
-  data: bytes
-  channels: int
-  name: str
-  remedy: str = REMEDY
-  ndim = 3
-
-  @functools.cached_property
-  def shape(self) -> tuple[int, int, int]:
-    """From the header alone."""
-    return *size_of(self.data, self.name, self.remedy), self.channels
-
-  def pil(self, least: tuple[float, float] = (0, 0)) -> Image.Image:
-    """Upright; with `least`, a JPEG is decoded at 1/2, 1/4 or 1/8 of its size
-    while that is as high and wide (Pillow's `draft`)."""
-    return _upright(self.data, self.channels, self.name, self.remedy, least)
-
-  def __array__(
-    self, dtype: Any = None, copy: bool | None = None
-  ) -> np.ndarray:
-    return pixels.from_pil(self.pil()).astype(dtype or np.uint8, copy=False)
-
-
-def decode(path: str | Path, channels: int = 3) -> np.ndarray:
-  """uint8 (h, w, channels) of an image file, upright.
-
-  Raises:
-    Unreadable: naming the file, whatever is wrong with it.
-  """
-  return pixels.from_pil(_upright(path, channels, path, REMEDY))
-
-
-def _upright(
-  file: str | Path | bytes,
-  channels: int,
-  name: str | Path,
-  remedy: str,
-  least: tuple[float, float] = (0, 0),
-) -> Image.Image:
-  try:
-    with Image.open(_opens(file)) as image:
-      if any(least) and image.format == "JPEG":
-        h, w = least[::-1] if _turned(image) else least
-        image.draft(image.mode, (math.ceil(w), math.ceil(h)))
-      ImageOps.exif_transpose(image, in_place=True)
-      image.load()
-      return pixels.convert(image, channels)
-  # Damaged files make Pillow's readers raise nearly anything.
-  except Exception as e:
-    raise _unreadable(name, e, remedy) from e
-
-
-def size_of(
-  file: str | Path | bytes, name: str | Path = "", remedy: str = REMEDY
-) -> tuple[int, int]:
-  """Height and width of an image, upright, from its header alone.
-
-  Args:
-    file: a path, or what such a file holds.
-    name, remedy: for errors; a path is its own name.
-
-  Raises:
-    Unreadable: naming the file, as `decode`.
-  """
-  try:
-    with Image.open(_opens(file)) as image:
-      w, h = image.size
-      turned = _turned(image)
-  except Exception as e:
-    raise _unreadable(name or file, e, remedy) from e
-  return (w, h) if turned else (h, w)
-
-
-def _turned(image: Image.Image) -> bool:
-  """Whether upright its sides change places."""
-  return image.getexif().get(ExifTags.Base.Orientation, 1) > 4
-
-
-def _opens(file: str | Path | bytes) -> Any:
-  return io.BytesIO(file) if isinstance(file, bytes) else file
-
-
-def _unreadable(
-  path: str | Path, e: Exception, remedy: str = REMEDY
-) -> source.Unreadable:
-  reason = str(e).split("\n")[0].replace(f" {str(path)!r}", "")
-  if "BytesIO" in reason:  # an address, which says nothing
-    reason = "cannot identify image file"
-  return source.Unreadable(
-    f"cannot read image {path}: {reason or type(e).__name__}; {remedy}"
-  )
-
-
 @functools.lru_cache(4)
 def _sizes(root: str, paths: tuple[str, ...]) -> np.ndarray:
   with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
-    found = list(pool.map(size_of, [f"{root}/{path}" for path in paths]))
+    paths = [f"{root}/{path}" for path in paths]
+    found = list(pool.map(image_file.size_of, paths))
   return np.array(found)
 
 
 def _images(root: str, paths, channels, indices) -> list[np.ndarray]:
-  return [decode(f"{root}/{paths[i]}", channels) for i in indices]
+  return [image_file.decode(f"{root}/{paths[i]}", channels) for i in indices]
 
 
-def _files(root: str, paths, channels, indices) -> list[File]:
+def _files(root: str, paths, channels, indices) -> list[ImageFile]:
   found = []
   for path in (f"{root}/{paths[i]}" for i in indices):
     try:
-      found.append(File(Path(path).read_bytes(), channels, path))
+      data = Path(path).read_bytes()
     except OSError as e:
-      raise _unreadable(path, e) from e
+      raise image_file.unreadable(path, e) from e
+    found.append(ImageFile(data, channels, path))
   return found
 
 

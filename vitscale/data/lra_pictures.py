@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from vitscale.core.errors import UserError
-from vitscale.data import folder, source
+from vitscale.data import image_file, source
 from vitscale.data.lra import carved, existing, some
 
 CIFAR = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog",
@@ -196,7 +196,7 @@ def _metadata(table: Path) -> Iterable[Sequence[str]]:
 
 
 def _pictures(root: str, names: tuple[str, ...], indices) -> np.ndarray:
-  images = [folder.decode(f"{root}/{names[i]}", 1) for i in indices]
+  images = [image_file.decode(f"{root}/{names[i]}", 1) for i in indices]
   shapes = sorted({image.shape for image in images})
   if len(shapes) > 1:
     raise UserError(

@@ -42,7 +42,7 @@ def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def to_pil(image: Any) -> Image.Image:
-  """A grey or RGB Pillow image of uint8 (h, w, 1 or 3) or a `folder.File`."""
+  """A grey or RGB Pillow image of uint8 (h, w, 1 or 3) or a an `ImageFile`."""
   if not isinstance(image, np.ndarray):
     return image.pil()
   return Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)

@@ -13,6 +13,7 @@ import numpy as np
 from vitscale.core.errors import UserError
 from vitscale.data import folder
 from vitscale.data import source as source_lib
+from vitscale.data.image_file import ImageFile
 from vitscale.data.source import NoSplit, Source
 
 REMEDY = (
@@ -109,9 +110,9 @@ def _name(where, name, rows, i: int) -> str:
   return f"{where}/{name(int(rows[i]))}"
 
 
-def _files(read, name, channels, indices) -> list[folder.File]:
+def _files(read, name, channels, indices) -> list[ImageFile]:
   return [
-    folder.File(data, channels, name(i), REMEDY)
+    ImageFile(data, channels, name(i), REMEDY)
     for i, data in zip(indices, read(indices), strict=True)
   ]
 

@@ -63,8 +63,8 @@ class Source:
       int32 (h, w, 1): which one (data/latents.py). `mean` and `std` are then
       of their values / 255.
     vocabulary: codes are below it; None where there are none.
-    files: as `images`, but not decoded yet (`folder.File`); None where images
-      are no files, or are changed after decoding.
+    files: as `images`, but not decoded yet (`image_file.ImageFile`); None where
+      images are no files, or are changed after decoding.
   """
 
   images: Callable[[np.ndarray], np.ndarray | list[np.ndarray]]

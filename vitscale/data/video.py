@@ -23,7 +23,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from vitscale.core.errors import UserError
-from vitscale.data import folder, pixels, source
+from vitscale.data import folder, image_file, pixels, source
 
 SUFFIXES = (".avi", ".gif", ".mkv", ".mov", ".mp4", ".webm")
 _RIGHT = (
@@ -209,7 +209,7 @@ def _px(size: tuple[int, int]) -> str:
 
 
 def _refused(path: str | Path, why: str) -> UserError:
-  return UserError(f"cannot read video {path}: {why}; {folder.REMEDY}")
+  return UserError(f"cannot read video {path}: {why}; {image_file.REMEDY}")
 
 
 def _of_folder(path: str | Path) -> Iterator[Image.Image]:
@@ -220,7 +220,7 @@ def _of_folder(path: str | Path) -> Iterator[Image.Image]:
     for x in re.split(r"([0-9]+)", name)
   ]
   for name in sorted(names, key=parts):
-    yield pixels.to_pil(folder.decode(Path(path) / name))
+    yield pixels.to_pil(image_file.decode(Path(path) / name))
 
 
 def _of_file(path: str | Path) -> Iterator[Image.Image]:
