@@ -149,10 +149,13 @@ def curves(runs: Sequence[Run], metric: str, name: str) -> Figure | None:
     )
     for key, scale in PLACES
   ]
-  panels = [panel for panel in panels if panel.marks]
+  panels = [panel for panel in panels if any(len(m.x) for m in panel.marks)]
   if not panels:
     return None
-  spread = any(m.low is not None for m in panels[0].marks if _is_points(m))
+  spread = any(
+    isinstance(mark, Points) and mark.low is not None
+    for mark in panels[0].marks
+  )
   return Figure(
     name,
     metric,
@@ -169,7 +172,8 @@ def _curve(run: Run, key: str, metric: str) -> list[Line | Points]:
     rows = [row for row in rows if row[key] > 0]  # a logarithmic axis
   rows = _thinned(rows)
   x, y = [row[key] for row in rows], [row[metric] for row in rows]
-  marks: list[Line | Points] = [Line(run.name, x, y)] if len(rows) > 1 else []
+  # Without rows too: a run has one colour in all figures.
+  marks: list[Line | Points] = [Line(run.name, x, y)]
   errors = [row.get(f"{metric}_se") for row in rows]
   if rows and None not in errors:
     low = [value - error for value, error in zip(y, errors)]
@@ -191,10 +195,6 @@ def _thinned(rows: Sequence[Any]) -> list[Any]:
 def _has(row: Mapping[str, Any], key: str) -> bool:
   value = row.get(key)
   return isinstance(value, int | float) and math.isfinite(value)
-
-
-def _is_points(mark: Any) -> bool:
-  return isinstance(mark, Points)
 
 
 # ---------------------------------------------------------------- what differs
@@ -279,11 +279,11 @@ def law(runs: Sequence[Run]) -> Section:
   others = [
     row[0]
     for row in differing([run.facts.get("config", {}) for run in ended])
-    if not row[0].startswith("model.")
+    if row[0] != "seed"
   ]
   caution = (
-    f"The runs differ in {', '.join(f'`{key}`' for key in others)} too, of"
-    " which the law knows nothing."
+    f"Their configs differ in {', '.join(f'`{key}`' for key in others)}; the"
+    f" law sees {x} alone."
   )
   warned = list(dict.fromkeys([*fitted.degenerate, *fitted.warnings]))
   return Section(
