@@ -198,3 +198,8 @@ def test_bounds_of_built_in_laws():
       laws.chinchilla().bound(bounds)
   free = laws.chinchilla().bound({"E": (-np.inf, np.inf), "alpha": (0.1, 0.5)})
   assert free.linear[0].low == -np.inf and free.shape[0].high == 0.5
+
+
+def test_a_variable_may_be_called_params():
+  mine = law("c * params ^ a", variables=("params",))
+  assert np.isclose(mine({"c": 2.0, "a": 1.0}, params=3.0), 6.0)

@@ -163,6 +163,14 @@ def test_law_over_sizes_finds_the_truth():
   assert any(isinstance(mark, Line) for mark in marks)
 
 
+def test_numbers_that_mean_nothing_are_not_tabled():
+  runs = [run(f"n{n}", n) for n in (100, 200, 400, 800)]  # all equal
+  section = compare.law(runs)
+  assert section.text.startswith("No law: the fit is degenerate.")
+  assert "**degenerate: " in section.text and not section.tables
+  assert section.figures  # the points
+
+
 def test_law_over_compute_where_sizes_are_equal():
   runs = [run(f"s{k}", steps=k, loss=0.5 + 1 / k) for k in (2, 4, 4)]
   text = compare.law(runs).text

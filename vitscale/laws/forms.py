@@ -100,7 +100,7 @@ class Law:
     columns = self.basis(x, values[k:])
     return sum(c * column for c, column in zip(values[:k], columns))
 
-  def __call__(self, params: Mapping[str, float | Array], **x) -> Array:
+  def __call__(self, params: Mapping[str, float | Array], /, **x) -> Array:
     """Loss at `x`; parameters and variables broadcast against each other."""
     for name in x:
       if name not in self.variables:

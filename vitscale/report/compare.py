@@ -290,6 +290,7 @@ def law(runs: Sequence[Run]) -> Section:
     "Law",
     "\n\n".join(
       [
+        *(["No law: the fit is degenerate."] if fitted.degenerate else []),
         f"`{loss}` of {len(ended)} finished runs: {fitted.law.formula}, {x}"
         f" is `{size}`.",
         *([caution] if others else []),
@@ -297,7 +298,9 @@ def law(runs: Sequence[Run]) -> Section:
       ]
     ),
     figures=[dataclasses.replace(drawn, name="law", title=f"{loss} by {size}")],
-    tables=[Table("Parameters, 95 % intervals", rows)],
+    tables=[]
+    if fitted.degenerate
+    else [Table("Parameters, 95 % intervals", rows)],
   )
 
 
