@@ -53,7 +53,7 @@ class Tokenizer:
       )
     if len(shape) != 3:
       raise UserError(f"{path} is a tokenizer of videos: nothing takes those")
-    folder = parent.folder / "checkpoints" / str(step)
+    folder = parent.folder.absolute() / "checkpoints" / str(step)
     self.origin = Origin(str(folder), parent.facts["digest"], shape)
     image = jax.ShapeDtypeStruct((1, *shape), jnp.uint8)
     z = jax.eval_shape(self._encode, variables, image)

@@ -76,6 +76,7 @@ def test_arguments_are_strict(arg, message):
     ("optim.betas=[0.9, 0.95]", "optim.betas", (0.9, 0.95)),
     ("optim.schedule.kind=a=b", "optim.schedule.kind", "a=b"),
     ("debug=True", "debug", True),
+    ("debug=true", "debug", True),
   ],
 )
 def test_overrides_are_typed_by_what_they_replace(item, key, value):

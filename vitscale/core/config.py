@@ -255,7 +255,7 @@ def _typed(key: str, text: str, like: Any) -> Any:
   try:
     value = ast.literal_eval(text)
   except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
-    value = text
+    value = {"true": True, "false": False}.get(text, text)
   if value is None and isinstance(like, int | float):
     raise UserError(f"{key}=None should be {type(like).__name__} like {like!r}")
   return check_type(key, value, like, text)
