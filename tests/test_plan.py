@@ -79,6 +79,7 @@ def test_configs_that_do_not_build_there(command, args, message):
   assert message in complaint(command, *args, "--topology", "gpu:8xH100")
 
 
+@pytest.mark.slow
 def test_dimensions_that_do_not_divide_name_a_mesh_that_does(command):
   args = ["vit_i1k:variant=B/16", "mesh.fsdp=-1", "--topology", "gpu:512xH100"]
   text = complaint(command, *args)

@@ -32,17 +32,19 @@ def group(
   found, items, whole = dict(trained), list(items), False
   if items and "=" not in items[0]:
     path = items.pop(0)
-    found = {"source": detect.source_of(path), "path": path}
-    if found["source"] in ("folder", "video"):
+    # Frames of a clip may lie in folders, as images of a class do.
+    name = "video" if len(learned) == 4 else detect.source_of(path)
+    found = {"source": name, "path": path}
+    if name in ("folder", "video"):
       root = Path(path).expanduser()
       found |= {"path": str(root), "channels": learned[-1]}
       kinds = [name for names in ALIASES.values() for name in names]
       whole = not any((root / name).is_dir() for name in kinds)
-    if len(learned) == 4:  # frames of a clip may lie in folders too
+    if name == "video":
       mine = trained if trained["source"] == "video" else {}
       cut = {key: mine[key] for key in ("stride", "size") if key in mine}
-      found |= {"source": "video", "frames": learned[0], **cut}
-    elif found["source"] == "folder" and is_flat(root):
+      found |= {"frames": learned[0], **cut}
+    elif name == "folder" and is_flat(root):
       found["flat"] = True
   elif any(item.startswith("source=") for item in items):
     found = {}

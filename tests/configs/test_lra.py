@@ -141,6 +141,7 @@ def test_every_key_is_read(spec, files):
   assert image[1] == (2 if "retrieval" in spec else 1) and image[3] == 1
 
 
+@pytest.mark.slow
 def test_retrieval_runs(files, tmp_path):
   config = config_lib.load(f"lra:retrieval,path={files},runlocal,length=32")
   result = train(config, tmp_path / "run")

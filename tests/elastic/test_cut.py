@@ -104,6 +104,7 @@ def test_every_reader_takes_it(nested, tmp_path, capfd):
   assert not (tmp_path / "smaller").exists()
 
 
+@pytest.mark.slow
 def test_the_whole_state_is_cut(nested, tmp_path):
   cut(nested, tmp_path / "half", spec="ffn=1/2")
   big, small = state_of(nested), state_of(tmp_path / "half")

@@ -77,6 +77,7 @@ def test_pattention_grows_exactly_stage_after_stage():
     small = model
 
 
+@pytest.mark.slow
 def test_new_pairs_learn_at_once():
   small, model = token_vit(tokens=24), token_vit(tokens=40)
   params, _, _ = trained(small, made(small)[0])

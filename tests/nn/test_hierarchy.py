@@ -121,6 +121,7 @@ def test_the_mask_is_heard_by_the_latent():
 # ---------------------------------------------------------------- the contract
 
 
+@pytest.mark.slow
 def test_gradients_scan_remat_and_axes():
   model, variables = made()
   loss, grads = outcome(model, variables)

@@ -178,6 +178,7 @@ def flops(draw, big=MODEL, size=8):
   return found["flops_per_example"]
 
 
+@pytest.mark.slow
 def test_a_step_costs_what_it_draws():
   """Sampled: the mean of the sizes. Joint: their sum, 2.66 XL steps or less
   for a B/16 (masks cost 4)."""
