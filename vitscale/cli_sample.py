@@ -108,13 +108,11 @@ def sample(
     UserError: no generator, bad options, another tokenizer, or a folder with
       other files.
   """
-  import inspect
-
   import jax
   import numpy as np
 
+  from vitscale import tasks, workdir
   from vitscale import tokenizer as tokenizer_lib
-  from vitscale import workdir
   from vitscale.core.log import write_json
   from vitscale.report import page, pictures
 
@@ -133,12 +131,10 @@ def sample(
       f"{path} was trained by task {name!r}, which makes nothing: give a run"
       " of diffuse, next_token or next_scale"
     )
-  known = list(inspect.signature(bench.task.sample).parameters)[5:]
+  known = tasks.sample_options(bench.task)
   for name in options or {}:
-    if name not in known or name == "guidance":
-      raise UserError(
-        f"--options: no {name!r}{nearest(name, set(known) - {'guidance'})}"
-      )
+    if name not in known:
+      raise UserError(f"--options: no {name!r}{nearest(name, known)}")
   decoder = None
   if bench.source.tokenizer is not None:
     decoder = tokenizer_lib.of(bench.source.tokenizer, tokenizer)

@@ -26,7 +26,6 @@ count (the tokenizer's `rfd` says that).
 """
 
 import functools
-import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -39,6 +38,7 @@ from vitscale.core.errors import UserError, nearest
 from vitscale.data.random import Rng
 from vitscale.data.source import Origin
 from vitscale.metrics import features, networks, samples
+from vitscale.tasks import sample_options
 
 OPTIONS = ("n", "guidance", "net", "seed", "sample", "fd", "kid")
 TRACED = True  # at the start: a task may not sample, or not so
@@ -88,14 +88,13 @@ def make(
       "evals: 'generation' wants a task that makes samples: diffuse,"
       " next_token or next_scale"
     )
-  known = list(inspect.signature(task.sample).parameters)[5:]
+  known = sample_options(task)
   _, args, more = call.read(f"sample({sample})", "evals: generation: sample")
   if args:
     raise UserError(f"sample {sample!r}: name the options, as steps=50")
   for name in more:
-    if name not in known or name == "guidance":
-      rest = [other for other in known if other != "guidance"]
-      raise UserError(f"sample {sample!r}: no {name!r}{nearest(name, rest)}")
+    if name not in known:
+      raise UserError(f"sample {sample!r}: no {name!r}{nearest(name, known)}")
 
   def made(variables: Mapping[str, Any], batch: Mapping[str, Any]) -> jax.Array:
     shape = batch["image"].shape

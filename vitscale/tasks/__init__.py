@@ -32,6 +32,7 @@ parameter subset and optimizer group; the one loop updates them in turn.
 """
 
 import dataclasses
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -89,6 +90,12 @@ def forward(
   return model.apply(
     variables, *inputs, train=True, rngs=rngs, mutable=mutable, **draw
   )
+
+
+def sample_options(task: Any) -> list[str]:
+  """What a task's `sample` may be told besides guidance, by name."""
+  names = list(inspect.signature(task.sample).parameters)[5:]
+  return [name for name in names if name != "guidance"]
 
 
 def fingerprint(image: jax.Array) -> jax.Array:
