@@ -51,11 +51,22 @@ EXPECTED = {
      "guidance 3"),
     5,
   ),
+  "07_your_images": Shows(
+    ("data.source=folder", "Ankle boot", "best held-out loss", "L0 = ",
+     "forecast for 160 images: ", "2 x 160 images: "),
+    2,
+  ),
+  "08_weights_in_and_out": Shows(
+    ("timm VisionTransformer", "probe_lr", "knn20", "shot5", "ffn=1/2",
+     "and trained again: ", "largest difference of a logit: ",
+     "model.stablehlo"),
+    1,
+  ),
 }  # fmt: skip
 # Half a minute to two, even as toys.
 LONG = (
   "01_patch_scaling", "03_plan_a_pod", "04_elastic", "05_patches_and_tokens",
-  "06_tokenizers_and_generators",
+  "06_tokenizers_and_generators", "07_your_images", "08_weights_in_and_out",
 )  # fmt: skip
 by_name = pytest.mark.parametrize("script", SCRIPTS, ids=lambda p: p.stem)
 

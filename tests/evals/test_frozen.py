@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 import scipy.optimize
+import scipy.special
 
 from tests import toys
 from tests.evals.test_retrieval import noisy, seen, some
@@ -88,6 +89,46 @@ def test_logistic_is_scikit_learns():
   score = peer.score((query.x - found.mean) / found.scale, query.label)
   mine = linear_probe.accuracy(found(query.x), query.label)
   assert abs(mine - score) <= 1e-3
+
+
+def test_sgd_descends_as_it_says():
+  """Momentum .9, a cosine to zero, batches in a seeded order: by hand."""
+  gallery, lr, epochs, seed = some(25), 0.5, 3, 7
+  found = linear_probe.sgd(gallery, 4, epochs, seed)(lr)
+  x = (gallery.x - found.mean) / found.scale
+  x, y = np.pad(x, ((0, 0), (0, 1)), constant_values=1), np.eye(4)
+  w, pace, batch, steps = np.zeros((7, 4)), 0.0, 3, 8  # 25 // 8; 25 // 3
+  for epoch in range(epochs):
+    key = jax.random.fold_in(jax.random.key(seed), epoch)
+    order = np.asarray(jax.random.permutation(key, 25))
+    for step in range(steps):
+      rows = order[step * batch :][:batch]
+      p = scipy.special.softmax(x[rows] @ w, 1) - y[gallery.label[rows]]
+      pace = 0.9 * pace + x[rows].T @ p / batch
+      done = (epoch * steps + step) / (epochs * steps)
+      w = w - lr * batch / 256 * (1 + np.cos(np.pi * done)) / 2 * pace
+  np.testing.assert_allclose(found.kernel, w[:-1], atol=1e-6)
+  np.testing.assert_allclose(found.bias, w[-1], atol=1e-6)
+
+
+def test_sgd_ends_where_the_optimum_is():
+  gallery, query = some(400), some(1000)
+  exact = linear_probe.logistic(gallery, 4)(1e-7)
+  found, lr = linear_probe.fit(gallery, 4, solver="sgd", lr=0.3, epochs=50)
+  assert lr == 0.3
+  mine, theirs = (
+    linear_probe.accuracy(map_(query.x), query.label) for map_ in (found, exact)
+  )
+  assert abs(mine - theirs) <= 0.01 and mine > 0.4
+
+
+def test_a_rate_is_chosen_on_a_part_of_the_gallery():
+  """One that learns nothing and one that does: the second."""
+  found = [
+    linear_probe.fit(some(200), 4, solver="sgd", lr=lr, epochs=20)[1]
+    for lr in ((1e-9, 0.1), (0.1, 1e-9))
+  ]
+  assert found == [0.1, 0.1]
 
 
 @pytest.mark.parametrize("n", [5, 60])
@@ -209,6 +250,13 @@ def bench():
     "near": {"name": "knn", "k": (1, 3), "vote": "uniform", **common},
     "line": {"name": "linear_probe", "solver": "ridge", **common},
     "curve": {"name": "linear_probe", "l2": 1e-2, **common},
+    "steps": {
+      "name": "linear_probe",
+      "solver": "sgd",
+      "lr": 0.1,
+      "epochs": 2,
+      **common,
+    },
     "few": {"name": "few_shot", "shots": (1, 2), "seeds": 2, **common},
     "own": {"name": "knn", "k": 3, "split": "train", "batch_size": 24},
     "rest": {"name": "knn", "k": 3, "split": "val", "batch_size": 24},
@@ -233,6 +281,10 @@ def test_as_evaluations_of_a_run(bench):
   fitted = linear_probe.logistic(gallery, 4)(1e-2)
   p = linear_probe.accuracy(fitted(query.x), query.label)
   assert curve["probe"] == pytest.approx(p, abs=1 / 64)
+  steps = bench.evals["steps"].run(state)
+  fitted = linear_probe.sgd(gallery, 4, epochs=2)(0.1)
+  p = linear_probe.accuracy(fitted(query.x), query.label)
+  assert steps["probe"] == pytest.approx(p) and steps["probe_lr"] == 0.1
   few = bench.evals["few"].run(state)
   right = few_shot.correct(query, gallery, shots=(1, 2), seeds=2)
   assert few["shot2"] == pytest.approx(right[2].mean())
@@ -268,6 +320,12 @@ def test_features_that_are_not_finite(bench):
     ({"name": "knn", "temperature": 0}, "temperature=0: is above 0"),
     ({"name": "linear_probe", "solver": "rigde"}, "did you mean 'ridge'"),
     ({"name": "linear_probe", "l2": (0.0, 1.0)}, "a number above 0"),
+    ({"name": "linear_probe", "lr": 0.1}, "logistic has no lr"),
+    ({"name": "linear_probe", "solver": "sgd", "l2": 1.0}, "sgd has no l2"),
+    (
+      {"name": "linear_probe", "solver": "sgd", "epochs": 0},
+      "epochs=0: should be 1",
+    ),
     ({"name": "linear_probe", "held_out": 1.0}, "between 0 and 1"),
     ({"name": "linear_probe", "split": "train"}, "name a split other than"),
     (

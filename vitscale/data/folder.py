@@ -86,8 +86,7 @@ def folder(
     UserError: no such folder, no class folders, no images, unknown split;
       later, from `read`, a file that can't be decoded.
   """
-  images = Kind("image", _RIGHT, _scan_flat if flat else _scan)
-  root, names, files = find(path, split, val, test, images)
+  root, names, files = find(path, split, val, test, images(flat))
   mean, std = statistics(channels, mean, std)
   if check:
     classes = names if split == "train" else ()
@@ -128,6 +127,11 @@ def statistics(
 
 
 # Finding ---------------------------------------------------------------------
+
+
+def images(flat: bool) -> Kind:
+  """Image files: in class folders, or in none."""
+  return Kind("image", _RIGHT, _scan_flat if flat else _scan)
 
 
 def find(

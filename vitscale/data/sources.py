@@ -17,6 +17,7 @@ from vitscale.core.errors import UserError, nearest
 from vitscale.data import (
   array_record,
   arrays,
+  crops,
   fashion,
   fields,
   folder,
@@ -43,7 +44,7 @@ from vitscale.data.source import (
 )
 
 MODULES = (
-  array_record, arrays, fashion, fields, folder, latents, listops, lra,
+  array_record, arrays, crops, fashion, fields, folder, latents, listops, lra,
   lra_pictures, parquet, pathfinder, scenes, synthetic, table, tfds, video,
   webdataset,
 )  # fmt: skip

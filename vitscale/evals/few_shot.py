@@ -24,7 +24,7 @@ import numpy as np
 from vitscale import evals
 from vitscale.core.errors import UserError
 from vitscale.evals import Features
-from vitscale.evals.linear_probe import accuracy, check_l2, least_squares
+from vitscale.evals.linear_probe import accuracy, check_positive, least_squares
 
 SHOTS, SEEDS, L2 = (1, 5, 10, 25), 3, 1024.0
 BIAS, LITTLE = 100.0, 1e-5
@@ -139,7 +139,7 @@ def make(
     raise UserError(f"evals: few_shot shots={shots!r}: write (1, 5) or (1,)")
   if type(seeds) is not int or seeds < 1:
     raise UserError(f"evals: few_shot seeds={seeds!r}: should be 1 or more")
-  check_l2("few_shot", l2)
+  check_positive("few_shot", "l2", l2)
   return evals.frozen(task, model, "few_shot")
 
 

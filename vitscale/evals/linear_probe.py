@@ -8,25 +8,32 @@
 
 The map is fitted to the pooled features of a labelled gallery (`train` unless
 it is named) and scored on the evaluation's split. Features are standardised by
-the gallery. Two solvers:
+the gallery. Three solvers:
 
     ridge     least squares to one-hot targets, in closed form:
               mean |x w + b - y|^2 + l2 |w|^2
     logistic  multinomial logistic regression by L-BFGS, as for CLIP
               (2103.00020, appendix A.3): mean nll + l2 / 2 |w|^2, which is
               scikit-learn's LogisticRegression at C = 1 / (n l2)
+    sgd       mean nll by `epochs` of stochastic gradient descent, as DINO
+              (2104.14294, appendix F.1) and MAE (2111.06377, appendix A.1)
+              probe: momentum .9, cosine to zero, no l2. `lr` is for 256
+              images, and scaled to the batch as theirs
 
-The bias pays nothing. Where `l2` is several values, the best on a held-out
-part of the gallery, never of the scored split, is taken and the map fitted
-again to all of it.
+The bias pays nothing. Where `l2`, or `lr`, is several values, the best on a
+held-out part of the gallery, never of the scored split, is taken and the map
+fitted again to all of it. What is probed are the features of whole images as
+the evaluation sees them: nothing is augmented.
 """
 
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import scipy.optimize
 
 from vitscale import evals
@@ -36,9 +43,12 @@ from vitscale.evals import Features
 GRID: dict[str, tuple[float, ...]] = {
   "ridge": (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0),
   "logistic": (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1),
+  "sgd": (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1),
 }
+KNOB = {"ridge": "l2", "logistic": "l2", "sgd": "lr"}  # what a grid is of
 STEPS = 1000  # of L-BFGS, as CLIP's
-OPTIONS = ("solver", "l2", "held_out", "seed")
+EPOCHS, BATCH = 100, 1024  # of sgd; a gallery of fewer gives several batches
+OPTIONS = ("solver", "l2", "lr", "epochs", "held_out", "seed")
 DATA = {"gallery": "train"}  # a group of a config, and the split without it
 UNLABELLED = True  # any classes will do
 
@@ -131,15 +141,63 @@ def _loss_and_slope(w, x, label, l2):
   """Of `logistic`; w (d + 1, c), the bias last."""
 
   def loss(w):
-    logits = jnp.matmul(x, w[:-1], precision="highest") + w[-1]
-    own = jnp.take_along_axis(logits, label[:, None], 1)[:, 0]
-    nll = jax.nn.logsumexp(logits, 1) - own
-    return nll.mean() + l2 / 2 * jnp.square(w[:-1]).sum()
+    return _nll(w, x, label) + l2 / 2 * jnp.square(w[:-1]).sum()
 
   return jax.value_and_grad(loss)(w)
 
 
-SOLVERS = {"ridge": ridge, "logistic": logistic}
+def _nll(w, x, label):
+  """Mean over images; w (d + 1, c), the bias last."""
+  logits = jnp.matmul(x, w[:-1], precision="highest") + w[-1]
+  losses = optax.softmax_cross_entropy_with_integer_labels(logits, label)
+  return losses.mean()
+
+
+def sgd(
+  gallery: Features, classes: int, epochs: int = EPOCHS, seed: int = 0
+) -> Callable[[float], Map]:
+  """`lr -> Map`, see the module; `seed` is of the order of the images."""
+  mean, scale = standardise(gallery.x)
+  x = jnp.asarray((gallery.x - mean) / scale, jnp.float32)
+  label = jnp.asarray(gallery.label)
+  n = len(x)
+  batch = min(BATCH, max(n // 8, 1))
+  run = jax.jit(functools.partial(_descend, classes, epochs, batch))
+  order = jax.random.key(seed)
+
+  def solve(lr: float) -> Map:
+    w = np.asarray(run(x, label, order, lr * batch / 256), np.float64)
+    return Map(mean, scale, w[:-1], w[-1])
+
+  return solve
+
+
+def _descend(classes, epochs, batch, x, label, key, lr):
+  """w (d + 1, classes) after epochs of n // batch steps each."""
+  n, d = x.shape
+  steps = n // batch
+  rate = optax.cosine_decay_schedule(1.0, epochs * steps)
+  rule = optax.chain(
+    optax.trace(decay=0.9), optax.scale_by_schedule(rate), optax.scale(-1)
+  )
+
+  def step(carry, rows):
+    w, state = carry
+    grads = jax.grad(_nll)(w, x[rows], label[rows])
+    update, state = rule.update(grads, state)
+    return (w + lr * update, state), None
+
+  def epoch(carry, i):
+    order = jax.random.permutation(jax.random.fold_in(key, i), n)
+    rows = order[: steps * batch].reshape(steps, batch)
+    return jax.lax.scan(step, carry, rows)
+
+  w = jnp.zeros((d + 1, classes))
+  (w, _), _ = jax.lax.scan(epoch, (w, rule.init(w)), jnp.arange(epochs))
+  return w
+
+
+SOLVERS = {"ridge": ridge, "logistic": logistic, "sgd": sgd}
 
 
 def accuracy(said: Array, label: Array) -> float:
@@ -153,21 +211,29 @@ def fit(
   *,
   solver: str = "logistic",
   l2: float | Sequence[float] | None = None,
+  lr: float | Sequence[float] | None = None,
+  epochs: int = EPOCHS,
   held_out: float = 0.2,
   seed: int = 0,
 ) -> tuple[Map, float]:
-  """The map fitted to a gallery, and the l2 it has.
+  """The map fitted to a gallery, and the l2, of `sgd` the rate, it has.
 
   Args:
     gallery: labelled features.
     classes: how many there are.
     solver: of SOLVERS.
-    l2: None for the solver's GRID; of several, of equal accuracy, the largest.
+    l2, lr: the solver's KNOB; None for its GRID; of several, of equal accuracy,
+      the largest.
+    epochs: of `sgd`.
     held_out: part of the gallery that chooses.
-    seed: draws that part.
+    seed: draws that part, and orders images for `sgd`.
   """
-  grid = GRID[solver] if l2 is None else l2
+  given = l2 if KNOB[solver] == "l2" else lr
+  grid = GRID[solver] if given is None else given
   grid = sorted(grid if isinstance(grid, Sequence) else [grid], reverse=True)
+  prepare = SOLVERS[solver]
+  if solver == "sgd":
+    prepare = functools.partial(sgd, epochs=epochs, seed=seed)
   best = grid[0]
   if len(grid) > 1:
     order = np.random.default_rng(seed).permutation(len(gallery.x))
@@ -176,14 +242,15 @@ def fit(
       Features(gallery.x[at], gallery.label[at])
       for at in (order[:cut], order[cut:])
     )
-    solve = SOLVERS[solver](rest, classes)
+    solve = prepare(rest, classes)
     scores = [accuracy(solve(one)(some.x), some.label) for one in grid]
     best = grid[int(np.argmax(scores))]
     if best in (grid[0], grid[-1]):
       evals.warn(
-        "linear_probe", f"the best l2 of {solver}, {best:g}, ends its grid"
+        "linear_probe",
+        f"the best {KNOB[solver]} of {solver}, {best:g}, ends its grid",
       )
-  return SOLVERS[solver](gallery, classes)(best), best
+  return prepare(gallery, classes)(best), best
 
 
 # ---------------------------------------------------------------- evaluation
@@ -195,6 +262,8 @@ def make(
   *,
   solver: str = "logistic",
   l2: float | Sequence[float] | None = None,
+  lr: float | Sequence[float] | None = None,
+  epochs: int | None = None,
   held_out: float = 0.2,
   seed: int = 0,
 ) -> Callable[..., dict[str, Any]]:
@@ -207,7 +276,16 @@ def make(
     raise UserError(
       f"evals: linear_probe solver {solver!r}{nearest(solver, SOLVERS)}"
     )
-  check_l2("linear_probe", () if l2 is None else l2)
+  for name, value in (("l2", l2), ("lr", lr), ("epochs", epochs)):
+    mine = name == KNOB[solver] or (name == "epochs" and solver == "sgd")
+    if value is not None and not mine:
+      raise UserError(f"evals: linear_probe: {solver} has no {name}")
+  check_positive("linear_probe", "l2", () if l2 is None else l2)
+  check_positive("linear_probe", "lr", () if lr is None else lr)
+  if epochs is not None and (type(epochs) is not int or epochs < 1):
+    raise UserError(
+      f"evals: linear_probe epochs={epochs!r}: should be 1 or more"
+    )
   if not isinstance(held_out, float) or not 0 < held_out < 1:
     raise UserError(
       f"evals: linear_probe held_out={held_out!r}: a part, between 0 and 1"
@@ -217,12 +295,13 @@ def make(
   return evals.frozen(task, model, "linear_probe")
 
 
-def check_l2(name: str, l2: Any) -> None:
+def check_positive(name: str, option: str, value: Any) -> None:
   """Raises UserError unless it is a positive number or some of them."""
-  for one in l2 if isinstance(l2, Sequence) else [l2]:
+  for one in value if isinstance(value, Sequence) else [value]:
     if type(one) not in (int, float) or not one > 0:
       raise UserError(
-        f"evals: {name} l2={l2!r}: a number above 0, or several: (0.01, 0.1)"
+        f"evals: {name} {option}={value!r}: a number above 0, or several:"
+        " (0.01, 0.1)"
       )
 
 
@@ -236,17 +315,18 @@ def evaluate(
   """One pass over queries and gallery; options are those of `fit`.
 
   Returns:
-    `probe` and `probe_se`, the accuracy; `probe_l2`; `examples` scored and the
-    `gallery`'s size.
+    `probe` and `probe_se`, the accuracy; `probe_l2`, of `sgd` `probe_lr`;
+    `examples` scored and the `gallery`'s size.
   """
   known = evals.seen(rows, variables, gallery, "the gallery")
   query = evals.seen(rows, variables, batches, "queries")
   classes = int(max(query.label.max(), known.label.max())) + 1
-  found, l2 = fit(known, classes, **options)
+  found, best = fit(known, classes, **options)
   n = len(query.x)
+  knob = KNOB[options.get("solver", "logistic")]
   return {
     **evals.share("probe", accuracy(found(query.x), query.label), n),
-    "probe_l2": l2,
+    f"probe_{knob}": best,
     "examples": n,
     "gallery": len(known.x),
   }

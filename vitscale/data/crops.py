@@ -1,0 +1,166 @@
+"""Crops of a few large photographs, split by photograph.
+
+  data.source=crops data.path=photos data.size=64
+
+Fifty photographs are fifty thousand crops of 64 px: enough to train a
+tokenizer, not a classifier. Two crops of one photograph share its light, its
+lens and its subject: what is held out are whole photographs.
+"""
+
+import warnings
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from vitscale.core.errors import UserError
+from vitscale.data import folder, image_file, pixels, source
+
+MOST = 8 << 30  # bytes of crops that are held in memory
+THREADS = 4  # photographs that are decoded at a time; each may be 100 MB
+
+
+def crops(
+  path: str,
+  split: str = "train",
+  *,
+  size: int,
+  side: int | None = None,
+  per_image: int | None = None,
+  contrast: float = 0.02,
+  val: float = 0.1,
+  test: float = 0.0,
+  channels: int = 3,
+  flat: bool | None = None,
+  check: bool = False,
+  mean: Sequence[float] | None = None,
+  std: Sequence[float] | None = None,
+) -> source.Source:
+  """Disjoint squares of the images in a folder, held in memory.
+
+  Args:
+    path: images, in class folders or not (see `folder`).
+    split: "train", "val" or "test".
+    size: pixels a side of a crop. They tile the middle of an image.
+    side: the shorter side of an image before it is cut; None as it is, larger
+      images alone are reduced.
+    per_image: crops of one image at most, evenly spaced; None for all.
+    contrast: standard deviation of grey, in 0..1, below which a crop is left
+      out, as blurred ground and sky are; 0 keeps all.
+    val, test: shares of images held out, at least one.
+    channels: 3 or 1.
+    flat: images have no classes; None asks the folder.
+    check: leave unreadable images out, with a warning that names them.
+    mean, std: per channel in 0..1; None is ImageNet's.
+
+  Returns:
+    A source of uint8 (size, size, channels), image by image, row by row.
+
+  Raises:
+    UserError: see `folder`; or images are too small, nothing has contrast, or
+      crops don't fit into memory.
+  """
+  least = 1 if per_image is None else per_image
+  if min(size, least) < 1 or not 0 <= contrast < 1:
+    raise UserError(
+      "crops: need size >= 1, contrast in [0, 1) and per_image >= 1, got"
+      f" size={size}, contrast={contrast}, per_image={per_image}"
+    )
+  if side is not None and side < size:
+    raise UserError(f"crops: side={side} is less than size={size}")
+  if flat is None:
+    flat = folder.is_flat(Path(path).expanduser())
+  mean, std = folder.statistics(channels, mean, std)
+  root, names, files = folder.find(path, split, val, test, folder.images(flat))
+  if check:
+    classes = names if split == "train" else ()
+    files = folder.readable(root, files, classes, image_file.decode)
+  paths = [root / file for file, _, _ in files]
+  _check_sizes(paths, size, side, per_image, channels)
+
+  def cut(file: Path) -> np.ndarray:
+    found = tiles(reduced(image_file.decode(file, channels), side), size)
+    found = found[grey(found).std((1, 2)) >= contrast * 255]
+    if per_image is None or per_image >= len(found):
+      return found
+    return found[np.linspace(0, len(found) - 1, per_image).round().astype(int)]
+
+  with ThreadPoolExecutor(THREADS) as pool:
+    found = list(pool.map(cut, paths))
+  counts = [len(x) for x in found]
+  if not sum(counts):
+    raise UserError(
+      f"crops: no crop of {root} has a contrast of {contrast:g}: lower it"
+    )
+  label = np.repeat([c for _, _, c in files], counts)
+  return source.in_memory(
+    np.concatenate(found), label, names, mean, std,
+    source.digest(names, files, size, side, per_image, contrast, channels),
+  )  # fmt: skip
+
+
+def _check_sizes(
+  paths: Sequence[Path],
+  size: int,
+  side: int | None,
+  per_image: int | None,
+  channels: int,
+) -> None:
+  """Names images without a crop; refuses what memory can't hold."""
+  total, small = 0, []
+  for path in paths:
+    h, w = _shape(image_file.size_of(path), side)
+    n = (h // size) * (w // size)
+    total += min(n, per_image or n)
+    small += [] if n else [path]
+  if small:
+    some = ", ".join(path.name for path in small[:5])
+    more = f" and {len(small) - 5} more" if len(small) > 5 else ""
+    text = f"{len(small)} of {len(paths)} images are smaller than {size} px"
+    if len(small) == len(paths):
+      raise UserError(f"crops: {text}: {some}{more}")
+    warnings.warn(f"{text} and left out: {some}{more}", stacklevel=3)
+  if total * size**2 * channels > MOST:
+    raise UserError(
+      f"crops: {total} crops of {size} px take"
+      f" {total * size**2 * channels / 2**30:.1f} GiB, more than"
+      f" {MOST / 2**30:.0f}: set per_image, or side, or read the images"
+      " themselves (data.source=folder)"
+    )
+
+
+def _shape(shape: tuple[int, int], side: int | None) -> tuple[int, int]:
+  """Height and width after `reduced`."""
+  h, w = shape
+  if side is None or min(h, w) <= side:
+    return h, w
+  scale = side / min(h, w)
+  return max(round(h * scale), side), max(round(w * scale), side)
+
+
+def reduced(image: np.ndarray, side: int | None) -> np.ndarray:
+  """(h, w, c) whose shorter side is at most `side`, antialiased."""
+  shape = _shape(image.shape[:2], side)
+  if shape == image.shape[:2]:
+    return image
+  small = pixels.to_pil(image).resize(shape[::-1], Image.Resampling.BILINEAR)
+  return pixels.from_pil(small)
+
+
+def tiles(image: np.ndarray, size: int) -> np.ndarray:
+  """(n, size, size, c) of the middle of (h, w, c), row by row; n may be 0."""
+  h, w, c = image.shape
+  rows, columns = h // size, w // size
+  top, left = (h - rows * size) // 2, (w - columns * size) // 2
+  middle = image[top : top + rows * size, left : left + columns * size]
+  middle = middle.reshape(rows, size, columns, size, c)
+  return np.swapaxes(middle, 1, 2).reshape(-1, size, size, c)
+
+
+def grey(image: np.ndarray) -> np.ndarray:
+  """(n, h, w) float32 luminance (ITU-R BT.601) of uint8 (n, h, w, 1 or 3)."""
+  if image.shape[-1] == 1:
+    return image[..., 0].astype(np.float32)
+  return image.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
