@@ -119,7 +119,7 @@ def get_config(arg=None):
   }
   config.evals = {"val": {"split": "val", "every_percent": 10.0}}
   if arg.path:
-    config.data = {"source": "folder", "path": arg.path, "check": False}
+    config.data = {"source": "folder", "path": arg.path}
     train = f"inception_crop({size})|flip_lr"
     config.evals.val.transform = (
       f"resize_small({size * 8 // 7})|central_crop({size})"

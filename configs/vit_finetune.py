@@ -59,7 +59,7 @@ def get_config(arg=None):
   old = Parent(parent).config if parent else {"model": SMALL, "task": {}}
   config.model, size = _model(old, arg), 32 if arg.runlocal else arg.size
   config.data = {
-    "source": "folder", "path": arg.path, "val": 0.1, "check": True,
+    "source": "folder", "path": arg.path, "val": 0.1, "skip_corrupt": True,
   }  # fmt: skip
   config.train = {
     "split": "train", "transform": f"inception_crop({size})|flip_lr",

@@ -6,8 +6,8 @@
 
 PATH/train/CLASS/*.jpg and PATH/val/CLASS/*.jpg, or PATH/CLASS/*.jpg, of which
 a tenth of each class is then held out. All files are looked at first; those
-that can't be read are listed and left out. `data.check=False` starts at once
-and stops at the first such file.
+that can't be read are listed and left out. `data.skip_corrupt=False` starts at
+once and stops at the first such file.
 
 Hardware: S/16 at 224 px wants a GPU (4.6 GMACs forward an image, so 28 GFLOPs
 an image in training); Ti/8 at 64 px runs on a CPU.
@@ -41,7 +41,7 @@ def get_config(arg=None):
   config.batch_size = arg.batch
   config.total_epochs = float(arg.epochs)
   config.data = {
-    "source": "folder", "path": arg.path, "val": 0.1, "check": True,
+    "source": "folder", "path": arg.path, "val": 0.1, "skip_corrupt": True,
   }  # fmt: skip
   config.train = {
     "split": "train", "transform": f"inception_crop({size})|flip_lr",

@@ -60,7 +60,7 @@ def get_config(arg=None):
   config.seed = 0
   config.batch_size = 1024 if plain else 4096
   config.total_epochs = float(epochs)
-  config.data = {"source": "folder", "path": arg.path, "check": False}
+  config.data = {"source": "folder", "path": arg.path}
   augment = "randaug(2, 10)" if plain else "randaug(2, 9)"
   # Crops cover 5 to 100 % of the image in big_vision, 8 to 100 % in timm.
   crop = f"inception_crop({size})" if plain else f"inception_crop({size}, 0.08)"

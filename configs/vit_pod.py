@@ -54,7 +54,7 @@ def get_config(arg=None):
   config.seed = 0
   config.batch_size = arg.batch
   config.total_epochs = float(arg.epochs)
-  config.data = {"source": "folder", "path": arg.path, "check": False}
+  config.data = {"source": "folder", "path": arg.path}
   config.train = {
     "split": "train",
     "transform": f"inception_crop({size})|flip_lr|randaug(2, 10)",

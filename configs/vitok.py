@@ -45,7 +45,7 @@ def get_config(arg=None):
   config.batch_size = arg.batch
   config.total_steps = arg.steps
   config.data = {
-    "source": "folder", "path": arg.path, "val": 0.1, "check": True,
+    "source": "folder", "path": arg.path, "val": 0.1, "skip_corrupt": True,
   }  # fmt: skip
   config.train = {
     "split": "train", "transform": f"inception_crop({size})|flip_lr",

@@ -44,7 +44,7 @@ def get_config(arg=None):
   config.data = {
     "source": "video", "path": arg.path, "frames": arg.frames,
     "stride": arg.stride, "window": max(arg.window, arg.frames),
-    "size": arg.size, "val": 0.1, "check": True,
+    "size": arg.size, "val": 0.1, "skip_corrupt": True,
   }  # fmt: skip
   config.train = {
     "split": "train", "transform": f"random_frames({arg.frames})|flip_lr",

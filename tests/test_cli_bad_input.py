@@ -180,11 +180,11 @@ def test_file_that_cannot_be_read(command, tmp_path):
   for path in root.rglob("*.png"):
     path.write_bytes(path.read_bytes()[:20])
   spec = "vit_folder:path=torn,runlocal"
-  text = command(spec, "data.check=False")
+  text = command(spec, "data.skip_corrupt=False")
   assert "cannot read image torn/" in text and ".png" in text
-  assert "check=True" in text
+  assert "skip_corrupt=True" in text
   text = folder_line(command, "torn")
-  assert "4 of 4 images in torn are unreadable" in text
+  assert "4 of 4 samples can't be read" in text
 
 
 def test_patch_that_does_not_divide_photos(command, tmp_path):

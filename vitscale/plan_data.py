@@ -36,7 +36,7 @@ def source(
     return _sources[key]
   given = {k: request[k] for k in ("classes", "examples") if request.get(k)}
   name, found, missing = asked.pop("source"), None, None
-  asked.pop("check", None)  # decoding every file tells nothing new
+  asked.pop("skip_corrupt", None)  # decoding every file tells nothing new
   if len(given) < 2:
     try:
       found = sources.make(

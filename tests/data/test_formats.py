@@ -163,8 +163,8 @@ def test_corrupt_images_are_named_and_left_out_when_asked(tmp_path, kind):
       source.read(np.array([i]))
     text = str(e.value)
     assert "\n" not in text and path in text, text
-    assert "data.skip_corrupt=True" in text and "data.check" not in text
-  with pytest.warns(UserWarning, match="2 of 24 images can't be read") as w:
+    assert "data.skip_corrupt=True" in text
+  with pytest.warns(UserWarning, match="2 of 24 samples can't be read") as w:
     source = _make(kind, path, skip_corrupt=True)
   assert str(w[0].message).count(path) == 2
   assert len(source) == 22
@@ -179,7 +179,7 @@ def test_corrupt_images_are_named_and_left_out_when_asked(tmp_path, kind):
 def test_nothing_is_left(tmp_path):
   bad = [b"x"] * 6
   path = _write("table", tmp_path / "a", bad)
-  with pytest.raises(UserError, match=r"6 of 6 images .*; none is left"):
+  with pytest.raises(UserError, match=r"6 of 6 samples .*; none is left"):
     _make("table", path, skip_corrupt=True)
   data = written.files(6)
   data[1] = data[4] = b"x"
@@ -188,7 +188,7 @@ def test_nothing_is_left(tmp_path):
     _make("table", path, skip_corrupt=True)
   with pytest.raises(UserError, match="skip_corrupt is true or false"):
     _make("table", path, skip_corrupt=1)
-  with pytest.warns(UserWarning, match="2 of 4 images in|2 of 6"):
+  with pytest.warns(UserWarning, match="2 of 6 samples"):
     source = sources.make(
       "folder", path=str(tmp_path / "b"), val=0.0, skip_corrupt=True
     )  # one class folder, pictures/

@@ -151,10 +151,10 @@ def test_bad_videos_are_named_or_left_out(tmp_path):
     with pytest.raises(UserError) as e:
       source.read(at)
     text = str(e.value)
-    assert SAYS[name] in text and "data.check=True" in text, text
+    assert SAYS[name] in text and "data.skip_corrupt=True" in text, text
     assert "\n" not in text
-  with pytest.warns(UserWarning, match="6 of 9 videos in .*left out") as caught:
-    kept = make(tmp_path, check=True)
+  with pytest.warns(UserWarning, match="6 of 9 samples .*left out") as caught:
+    kept = make(tmp_path, skip_corrupt=True)
   assert all(f"dog/{name}" in str(caught[0].message) for name in SAYS)
   assert list(kept.counts) == [2, 1]
   for name in ("good", "good.mp4"):
@@ -162,7 +162,7 @@ def test_bad_videos_are_named_or_left_out(tmp_path):
     shutil.rmtree(path) if path.is_dir() else path.unlink()
   frames(tmp_path / "cat" / "short", 2)
   with pytest.raises(UserError, match="nothing is left of cat"):
-    make(tmp_path, check=True)
+    make(tmp_path, skip_corrupt=True)
 
 
 def test_stride_is_counted(tmp_path):
@@ -202,7 +202,7 @@ def test_a_run_says_it_in_one_line(tmp_path, capfd):
   frames(tmp_path / "a", 3)
   code = cli.main([
     "train", f"vitok_video:path={tmp_path}", "--workdir",
-    str(tmp_path / "run"), "data.check=False", "data.val=0",
+    str(tmp_path / "run"), "data.skip_corrupt=False", "data.val=0",
     "evals.val.split=train",
   ])  # fmt: skip
   said = complaint(capfd.readouterr().err)

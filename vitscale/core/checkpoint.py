@@ -107,7 +107,10 @@ class CheckpointStore:
     try:
       distributed.from_main(_make_room, path)
       if self._saver is None:
-        self._saver = ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler())
+        # Weights hardly compress (8 %); trying takes ten times as long to save
+        # and another copy in memory.
+        handler = ocp.PyTreeCheckpointHandler(use_compression=False)
+        self._saver = ocp.AsyncCheckpointer(handler)
       self._saver.save(path / "state", args=ocp.args.PyTreeSave(flat))
     except Exception as error:  # Orbax raises many kinds: all mean "not saved"
       self._fail(path, error)

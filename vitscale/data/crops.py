@@ -34,7 +34,7 @@ def crops(
   test: float = 0.0,
   channels: int = 3,
   flat: bool | None = None,
-  check: bool = False,
+  skip_corrupt: bool = False,
   mean: Sequence[float] | None = None,
   std: Sequence[float] | None = None,
 ) -> source.Source:
@@ -52,7 +52,7 @@ def crops(
     val, test: shares of images held out, at least one.
     channels: 3 or 1.
     flat: images have no classes; None asks the folder.
-    check: leave unreadable images out, with a warning that names them.
+    skip_corrupt: leave unreadable images out, with a warning that names them.
     mean, std: per channel in 0..1; None is ImageNet's.
 
   Returns:
@@ -74,9 +74,8 @@ def crops(
     flat = folder.is_flat(Path(path).expanduser())
   mean, std = folder.statistics(channels, mean, std)
   root, names, files = folder.find(path, split, val, test, folder.images(flat))
-  if check:
-    classes = names if split == "train" else ()
-    files = folder.readable(root, files, classes, image_file.decode)
+  if skip_corrupt:
+    files = _readable(root, files)
   paths = [root / file for file, _, _ in files]
   _check_sizes(paths, size, side, per_image, channels)
 
@@ -99,6 +98,29 @@ def crops(
     np.concatenate(found), label, names, mean, std,
     source.digest(names, files, size, side, per_image, contrast, channels),
   )  # fmt: skip
+
+
+def _readable(root: Path, files: list[folder.File]) -> list[folder.File]:
+  """The files that can be decoded; warns of the others."""
+
+  def good(file: folder.File) -> bool:
+    try:
+      image_file.decode(root / file[0])
+    except source.Unreadable:
+      return False
+    return True
+
+  with ThreadPoolExecutor(THREADS) as pool:
+    mask = list(pool.map(good, files))
+  bad = [file for (file, _, _), ok in zip(files, mask) if not ok]
+  if bad:
+    text = f"{len(bad)} of {len(files)} images can't be read"
+    if len(bad) == len(files):
+      raise UserError(f"crops: {text}: {', '.join(bad[:10])}; none is left")
+    warnings.warn(
+      f"{text} and are left out: {', '.join(bad[:10])}", stacklevel=3
+    )
+  return [file for file, ok in zip(files, mask) if ok]
 
 
 def _check_sizes(

@@ -12,11 +12,10 @@ hidden files and files without an image suffix are ignored.
 import functools
 import hashlib
 import os
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -61,7 +60,6 @@ def folder(
   test: float = 0.0,
   channels: int = 3,
   flat: bool = False,
-  check: bool = False,
   mean: Sequence[float] | None = None,
   std: Sequence[float] | None = None,
 ) -> source.Source:
@@ -75,8 +73,6 @@ def folder(
     channels: 3 converts everything to RGB, 1 to grey; transparency becomes
       white, and the orientation that cameras note is applied.
     flat: images lie in PATH or PATH/SPLIT itself and have no classes.
-    check: decode every file first, and leave unreadable ones out with a
-      warning that names and counts them.
     mean, std: per channel in 0..1; None is ImageNet's (its average if grey).
 
   Returns:
@@ -88,9 +84,6 @@ def folder(
   """
   root, names, files = find(path, split, val, test, images(flat))
   mean, std = statistics(channels, mean, std)
-  if check:
-    classes = names if split == "train" else ()
-    files = readable(root, files, classes, image_file.decode)
   paths = tuple(file for file, _, _ in files)
   label = np.array([c for _, _, c in files], np.int32)
   return source.Source(
@@ -331,41 +324,3 @@ def _files(root: str, paths, channels, indices) -> list[ImageFile]:
       raise image_file.unreadable(path, e) from e
     found.append(ImageFile(data, channels, path))
   return found
-
-
-def readable(
-  root: Path,
-  files: list[File],
-  classes: Sequence[str],
-  read: Callable[[Path], Any],
-  what: str = "images",
-) -> list[File]:
-  """The files that `read` takes; warns of the others.
-
-  Raises:
-    UserError: no file is left, or none of one of `classes`.
-  """
-
-  def good(file: File) -> bool:
-    try:
-      read(root / file[0])
-    except UserError:
-      return False
-    return True
-
-  with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
-    mask = list(pool.map(good, files))
-  bad = [file for file, ok in zip(files, mask) if not ok]
-  if not bad:
-    return files
-  some = ", ".join(file for file, _, _ in bad[:10])
-  more = f" and {len(bad) - 10} more" if len(bad) > 10 else ""
-  text = f"{len(bad)} of {len(files)} {what} in {root} are unreadable"
-  files = [file for file, ok in zip(files, mask) if ok]
-  alive = {c for *_, c in files}
-  lost = [name for c, name in enumerate(classes) if c not in alive]
-  if lost or not files:
-    left = f"nothing is left of {', '.join(lost)}" if files else "none is left"
-    raise UserError(f"{text}: {some}{more}; {left}")
-  warnings.warn(f"{text} and left out: {some}{more}", stacklevel=3)
-  return files

@@ -13,8 +13,8 @@ from PIL import ExifTags, Image, ImageOps
 from vitscale.data import pixels, source
 
 REMEDY = (
-  "remove it, or set data.check=True to leave out all such files, and start a"
-  " new workdir: the data are others then"
+  "remove it, or set data.skip_corrupt=True to leave out all such files, and"
+  " start a new workdir: the data are others then"
 )
 
 

@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import hashlib
 import os
+import re
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -150,7 +151,8 @@ def in_memory(image, label, class_names, mean, std, fingerprint) -> Source:
 def readable(source: Source, *, whole: bool = True) -> Source:
   """The samples that can be decoded; a warning names and counts the others.
 
-  Decodes all of them, in threads: about as long as an epoch of loading.
+  Decodes all of them, in threads: about as long as an epoch of loading. Of
+  videos those are left out too that are too short.
 
   Args:
     source: any.
@@ -164,7 +166,7 @@ def readable(source: Source, *, whole: bool = True) -> Source:
     try:
       source.images(np.array([i]))
     except Unreadable as e:
-      return str(e).partition(": ")[0].removeprefix("cannot read image ")
+      return re.sub("^cannot read (image|video) ", "", str(e).split(": ")[0])
     return ""
 
   with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
@@ -173,7 +175,7 @@ def readable(source: Source, *, whole: bool = True) -> Source:
   if not bad:
     return source
   more = f" and {len(bad) - 10} more" if len(bad) > 10 else ""
-  text = f"{len(bad)} of {len(source)} images can't be read"
+  text = f"{len(bad)} of {len(source)} samples can't be read"
   named = f"{', '.join(bad[:10])}{more}"
   kept = subset(
     source, np.array([i for i, x in enumerate(faults) if not x], int)

@@ -88,12 +88,15 @@ def make(
   for key, value in options.items():
     if value is not None and type(value) is not int:
       raise UserError(f"data: {key} must be an integer, got {value!r}")
-  source = known[name](**bind(known[name], (), kwargs, what="data"))
   if type(skip_corrupt) is not bool:
     raise UserError(
       f"data: skip_corrupt is true or false, got {skip_corrupt!r}"
     )
-  if skip_corrupt:
+  own = "skip_corrupt" in inspect.signature(known[name]).parameters
+  if own:  # reads everything to begin with
+    kwargs["skip_corrupt"] = skip_corrupt
+  source = known[name](**bind(known[name], (), kwargs, what="data"))
+  if skip_corrupt and not own:
     whole = kwargs.get("split", "train") == "train"
     source = readable(source, whole=whole)
   if limit is not None:

@@ -43,7 +43,6 @@ def video(
   val: float = 0.1,
   test: float = 0.0,
   channels: int = 3,
-  check: bool = False,
   mean: Sequence[float] | None = None,
   std: Sequence[float] | None = None,
 ) -> source.Source:
@@ -60,8 +59,6 @@ def video(
       middle is kept; 0 leaves frames as they are.
     val, test, channels, mean, std: see `folder.folder`. The rotation that
       cameras note is not applied.
-    check: read every video first, and leave out, with a warning that names
-      and counts them, those that are unreadable or too short.
 
   Returns:
     a source whose `image` is a list of uint8 (t, h, w, channels), and whose
@@ -87,9 +84,6 @@ def video(
     decode, frames=frames, window=window, stride=stride, size=size,
     channels=channels,
   )  # fmt: skip
-  if check:
-    classes = names if split == "train" else ()
-    files = folder.readable(root, files, classes, read, "videos")
   paths = tuple(str(root / file) for file, _, _ in files)
   return source.Source(
     images=functools.partial(_clips, paths, read),
@@ -177,7 +171,7 @@ def decode(
   """uint8 (t, h, w, channels) of a video, `frames` <= t <= `window`.
 
   Raises:
-    UserError: naming the file, whatever is wrong with it.
+    Unreadable: naming the file, whatever is wrong with it.
   """
   read = _of_folder if Path(path).is_dir() else _of_file
   taken: list[np.ndarray] = []
@@ -208,8 +202,10 @@ def _px(size: tuple[int, int]) -> str:
   return f"{size[1]}x{size[0]} px"
 
 
-def _refused(path: str | Path, why: str) -> UserError:
-  return UserError(f"cannot read video {path}: {why}; {image_file.REMEDY}")
+def _refused(path: str | Path, why: str) -> source.Unreadable:
+  return source.Unreadable(
+    f"cannot read video {path}: {why}; {image_file.REMEDY}"
+  )
 
 
 def _of_folder(path: str | Path) -> Iterator[Image.Image]:
