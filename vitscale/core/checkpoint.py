@@ -108,7 +108,8 @@ class CheckpointStore:
       distributed.from_main(_make_room, path)
       if self._saver is None:
         # Weights hardly compress (8 %); trying takes ten times as long to save
-        # and another copy in memory.
+        # Weights hardly compress (8 %), and trying takes ten times as long and
+        # another copy in memory.
         handler = ocp.PyTreeCheckpointHandler(use_compression=False)
         self._saver = ocp.AsyncCheckpointer(handler)
       self._saver.save(path / "state", args=ocp.args.PyTreeSave(flat))
