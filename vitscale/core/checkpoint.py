@@ -107,7 +107,6 @@ class CheckpointStore:
     try:
       distributed.from_main(_make_room, path)
       if self._saver is None:
-        # Weights hardly compress (8 %); trying takes ten times as long to save
         # Weights hardly compress (8 %), and trying takes ten times as long and
         # another copy in memory.
         handler = ocp.PyTreeCheckpointHandler(use_compression=False)
