@@ -180,6 +180,10 @@ figure = Figure(
 display(Image(str(draw_png.draw(figure, OUT, dpi=110)["png"])))
 
 # %% [markdown]
+# When we ran this on Fashion-MNIST (6 minutes on two busy cores), the forecast
+# for 8,000 images was 0.611 [0.537, 0.673] and 0.623 came; twice as many are
+# said to give 0.603 [0.557, 0.645], which is hardly worth taking them.
+#
 # The same runs, as a table or as a page with curves, configs and the law:
 #
 # ```

@@ -125,7 +125,7 @@ scored(OUT / "run", "robustness(size=(21, 35))")
 
 # %%
 SPECS = ("ffn=1/2", "heads=1/2") if TOY else (
-  "ffn=1/4", "ffn=1/2", "ffn=3/4", "heads=1/2", "ffn=1/2,heads=1/2",
+  "ffn=1/4", "ffn=1/2", "ffn=3/4", "heads=1/2", "ffn=1/2 heads=1/2",
 )  # fmt: skip
 rows = []
 for i, spec in enumerate(SPECS):
