@@ -89,6 +89,18 @@ def test_class_folders_in_words(tmp_path, capfd):
   capfd.readouterr()
 
 
+def test_a_sheet_is_from_all_over(tmp_path, capfd):
+  """Its tiles are spread over the files, whose neighbours may be alike."""
+  for i in range(200):
+    Image.new("L", (8, 8), i).save(tmp_path / f"{i:03}.png")
+  _json(
+    capfd, tmp_path, "val=0", "channels=1", "--sheet", tmp_path / "a" / "s.png"
+  )
+  sheet = image_file.decode(tmp_path / "a" / "s.png")
+  tiles = sheet[2:, 2:].reshape(8, 98, 8, 98, 3)[:, 48, :, 48, 0].ravel()
+  np.testing.assert_array_equal(tiles, np.linspace(0, 199, 64).round())
+
+
 def test_a_sheet_is_class_by_class(tmp_path, capfd):
   for c, name in enumerate(("dark", "light")):
     for i in range(8):

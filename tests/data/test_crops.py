@@ -74,7 +74,7 @@ def test_so_many_of_each_and_reduced(photos):
   root, _ = photos
   few = sources.make("crops", path=str(root), size=20, per_image=2, val=0.0)
   assert len(few) == 20
-  small = sources.make("crops", path=str(root), size=20, side=20, val=0.0)
+  small = sources.make("crops", path=str(root), size=20, shorter=20, val=0.0)
   assert len(small) == 10  # 34 x 20
   assert few.fingerprint != small.fingerprint
   # The mean of a photograph survives.
@@ -110,7 +110,7 @@ def test_small_and_broken_images(photos, monkeypatch):
   ("options", "says"),
   [
     ({"size": 0}, "need size >= 1"),
-    ({"size": 20, "side": 10}, "side=10 is less than size=20"),
+    ({"size": 20, "shorter": 10}, "shorter=10 is less than size=20"),
     ({"size": 20, "per_image": 0}, "per_image=0"),
     ({"size": 20, "path": "nowhere"}, "nowhere does not exist"),
     ({}, "size"),

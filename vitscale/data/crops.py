@@ -27,7 +27,7 @@ def crops(
   split: str = "train",
   *,
   size: int,
-  side: int | None = None,
+  shorter: int | None = None,
   per_image: int | None = None,
   contrast: float = 0.02,
   val: float = 0.1,
@@ -44,8 +44,8 @@ def crops(
     path: images, in class folders or not (see `folder`).
     split: "train", "val" or "test".
     size: pixels a side of a crop. They tile the middle of an image.
-    side: the shorter side of an image before it is cut; None as it is, larger
-      images alone are reduced.
+    shorter: the shorter side of an image before it is cut; None leaves it as
+      it is, and smaller images stay as they are.
     per_image: crops of one image at most, evenly spaced; None for all.
     contrast: standard deviation of grey, in 0..1, below which a crop is left
       out, as blurred ground and sky are; 0 keeps all.
@@ -68,8 +68,8 @@ def crops(
       "crops: need size >= 1, contrast in [0, 1) and per_image >= 1, got"
       f" size={size}, contrast={contrast}, per_image={per_image}"
     )
-  if side is not None and side < size:
-    raise UserError(f"crops: side={side} is less than size={size}")
+  if shorter is not None and shorter < size:
+    raise UserError(f"crops: shorter={shorter} is less than size={size}")
   if flat is None:
     flat = folder.is_flat(Path(path).expanduser())
   mean, std = folder.statistics(channels, mean, std)
@@ -77,10 +77,10 @@ def crops(
   if skip_corrupt:
     files = _readable(root, files)
   paths = [root / file for file, _, _ in files]
-  _check_sizes(paths, size, side, per_image, channels)
+  _check_sizes(paths, size, shorter, per_image, channels)
 
   def cut(file: Path) -> np.ndarray:
-    found = tiles(reduced(image_file.decode(file, channels), side), size)
+    found = tiles(reduced(image_file.decode(file, channels), shorter), size)
     found = found[grey(found).std((1, 2)) >= contrast * 255]
     if per_image is None or per_image >= len(found):
       return found
@@ -96,7 +96,7 @@ def crops(
   label = np.repeat([c for _, _, c in files], counts)
   return source.in_memory(
     np.concatenate(found), label, names, mean, std,
-    source.digest(names, files, size, side, per_image, contrast, channels),
+    source.digest(names, files, size, shorter, per_image, contrast, channels),
   )  # fmt: skip
 
 
@@ -126,14 +126,14 @@ def _readable(root: Path, files: list[folder.File]) -> list[folder.File]:
 def _check_sizes(
   paths: Sequence[Path],
   size: int,
-  side: int | None,
+  shorter: int | None,
   per_image: int | None,
   channels: int,
 ) -> None:
   """Names images without a crop; refuses what memory can't hold."""
   total, small = 0, []
   for path in paths:
-    h, w = _shape(image_file.size_of(path), side)
+    h, w = _shape(image_file.size_of(path), shorter)
     n = (h // size) * (w // size)
     total += min(n, per_image or n)
     small += [] if n else [path]
@@ -148,23 +148,23 @@ def _check_sizes(
     raise UserError(
       f"crops: {total} crops of {size} px take"
       f" {total * size**2 * channels / 2**30:.1f} GiB, more than"
-      f" {MOST / 2**30:.0f}: set per_image, or side, or read the images"
+      f" {MOST / 2**30:.0f}: set per_image, or shorter, or read the images"
       " themselves (data.source=folder)"
     )
 
 
-def _shape(shape: tuple[int, int], side: int | None) -> tuple[int, int]:
+def _shape(shape: tuple[int, int], shorter: int | None) -> tuple[int, int]:
   """Height and width after `reduced`."""
   h, w = shape
-  if side is None or min(h, w) <= side:
+  if shorter is None or min(h, w) <= shorter:
     return h, w
-  scale = side / min(h, w)
-  return max(round(h * scale), side), max(round(w * scale), side)
+  scale = shorter / min(h, w)
+  return max(round(h * scale), shorter), max(round(w * scale), shorter)
 
 
-def reduced(image: np.ndarray, side: int | None) -> np.ndarray:
-  """(h, w, c) whose shorter side is at most `side`, antialiased."""
-  shape = _shape(image.shape[:2], side)
+def reduced(image: np.ndarray, shorter: int | None) -> np.ndarray:
+  """(h, w, c) whose shorter side is at most `shorter`, antialiased."""
+  shape = _shape(image.shape[:2], shorter)
   if shape == image.shape[:2]:
     return image
   small = pixels.to_pil(image).resize(shape[::-1], Image.Resampling.BILINEAR)

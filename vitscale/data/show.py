@@ -139,14 +139,27 @@ def text(result: Mapping[str, Any]) -> str:
   return "\n".join(lines)
 
 
+def _from_all_over(source: Source) -> np.ndarray:
+  """Up to TILES rows, evenly spaced in each class: neighbours may be alike."""
+  quota = source_lib.limited(source, TILES).counts
+  places = [
+    np.flatnonzero(source.label == c)[
+      np.linspace(0, source.counts[c] - 1, n).round().astype(int)
+    ]
+    for c, n in enumerate(quota)
+    if n
+  ]
+  return np.concatenate(places)
+
+
 def sheet(parts: Mapping[str, Source], file: Path) -> None:
-  """Images of train, classes as equal as they can be, class by class."""
-  source = source_lib.limited(parts["train"], TILES)
+  """Images of train, class by class, as many of each as there can be."""
+  source = parts["train"]
   if source.tokenizer is not None or len(source.shape or (1, 1, 1)) != 3:
     raise UserError("--sheet is for images, these are latents or videos")
   if file.suffix.lower() != ".png":
     raise UserError(f"--sheet writes a .png, got {file}")
-  rows = np.argsort(source.label, kind="stable")
+  rows = _from_all_over(source)
   shrink = transforms.parse(f"resize_small({SIDE})|central_crop({SIDE})")
   tiles = shrink({"image": source.images(rows)}, Rng(0, 0, rows))["image"]
   try:
