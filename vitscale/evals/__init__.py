@@ -111,6 +111,13 @@ def share(name: str, p: float, n: int) -> dict[str, float]:
   return {name: p, f"{name}_se": math.sqrt(max(p * (1 - p), 0.0) / n)}
 
 
+def mean(name: str, values: np.ndarray) -> dict[str, float]:
+  """`name` and `name_se`: the mean of a number per example, its error."""
+  values = np.asarray(values, np.float64)
+  error = values.std() / math.sqrt(len(values))
+  return {name: float(values.mean()), f"{name}_se": float(error)}
+
+
 @functools.cache
 def warn(name: str, text: str) -> None:
   """Of an evaluation, once in a process, not at every pass."""

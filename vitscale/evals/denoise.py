@@ -5,7 +5,6 @@ those of each time, from the least noisy to the noisiest. Errors are over
 images: their noise is fixed, so two models are compared on the same.
 """
 
-import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -14,7 +13,7 @@ import numpy as np
 
 from vitscale.core import sharding
 from vitscale.core.errors import UserError
-from vitscale.evals import gather
+from vitscale.evals import gather, mean
 
 PLAIN = True  # asks `task.predict` alone
 TRACED = True  # at the start: a task may predict no losses
@@ -46,9 +45,7 @@ def evaluate(
 ) -> dict[str, float]:
   """One pass over `batches`: `loss`, `loss_se`, `loss_K`, `examples`."""
   losses = gather(rows, variables, batches)["losses"].astype(np.float64)
-  n, each = len(losses), losses.mean(1)
-  found = {"loss": float(each.mean())}
-  found["loss_se"] = float(each.std() / math.sqrt(n))
+  found = mean("loss", losses.mean(1))
   for i, value in enumerate(losses.mean(0)):
     found[f"loss_{i + 1}"] = float(value)
-  return {**found, "examples": n}
+  return {**found, "examples": len(losses)}

@@ -33,7 +33,7 @@ import numpy as np
 
 from vitscale.core import sharding
 from vitscale.core.errors import UserError
-from vitscale.evals import real_rows, warn
+from vitscale.evals import mean, real_rows, warn
 from vitscale.metrics import features, images, networks, samples
 from vitscale.metrics.networks import Network
 
@@ -171,9 +171,7 @@ def evaluate(
   whole = {k: np.concatenate([one[k] for one in parts]) for k in parts[0]}
   n, out = len(whole["psnr"]), {}
   for name, value in whole.items():
-    value = value.astype(np.float64)
-    out[name] = float(value.mean())
-    out[f"{name}_se"] = float(value.std() / math.sqrt(n))
+    out |= mean(name, value)
   error = max(out["mse"], ROUNDING)
   out["psnr_of_mse"] = -10 * math.log10(error)
   out["psnr_of_mse_se"] = 10 / math.log(10) * out["mse_se"] / error

@@ -12,10 +12,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from vitscale.core import sharding
 from vitscale.core.errors import UserError
+from vitscale.evals import gather, mean
 
 TRACED = True  # at the start: a task may predict no tokens
 
@@ -55,16 +55,11 @@ def evaluate(
     `nll`, `accuracy`, `nats_per_image` and perhaps `bits_per_dim`, each a mean
     over images with its standard error `..._se`; `examples`.
   """
-  parts = [jax.device_get(rows(variables, batch)) for batch in batches]
+  seen = gather(rows, variables, batches)
   names = {"nll": "nll", "correct": "accuracy", "nats": "nats_per_image",
            "bits": "bits_per_dim"}  # fmt: skip
   found: dict[str, float] = {}
   for key, name in names.items():
-    if key not in parts[0]:
-      continue
-    values = [part[key][part["weight"] > 0] for part in parts]
-    values = np.concatenate(values).astype(np.float64)
-    found[name] = float(values.mean())
-    found[f"{name}_se"] = float(values.std() / math.sqrt(len(values)))
-    found["examples"] = len(values)
-  return found
+    if key in seen:
+      found |= mean(name, seen[key])
+  return {**found, "examples": len(seen["nll"])}
