@@ -26,7 +26,7 @@ slurm = ["submitit>=1.5"]
 video = ["av>=14"]
 export = ["flatbuffers>=24"]
 parquet = ["pyarrow>=15"]
-more = ["tensorboard>=2.16", tpu[0] + linux]
+more = ["tensorboard>=2.16", "wandb>=0.17", "scikit-learn>=1.5", tpu[0] + linux]
 notebooks = ["jupytext>=1.16", "nbconvert>=7", "ipykernel>=6"]
 
 setup(
