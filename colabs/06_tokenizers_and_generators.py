@@ -39,7 +39,7 @@ from pathlib import Path
 import numpy as np
 from IPython.display import Image, display
 
-from vitscale import cli_encode, cli_sample, train
+from vitscale import encode, sample, train
 from vitscale.core import config as config_lib
 from vitscale.data import fields, sources
 from vitscale.laws.published import VITOK_SWEEP, vitok_line
@@ -119,7 +119,7 @@ show("reconstructions", tokenizer.decode(tokenizer.encode(images)))
 # the class.
 
 # %%
-card = cli_encode.encode(
+card = encode.encode(
   OUT / "tokenizer", OUT / "latents", data=["limit=600"] if TOY else []
 )
 print("a channel's mean and deviation:", card["mean"][0], card["std"][0])
@@ -134,7 +134,7 @@ print(f"held-out loss: {result['metrics']['eval/val/loss']:.3f}")
 # %%
 for guidance in (1.0, 3.0):
   folder = OUT / f"samples-{guidance:g}"
-  cli_sample.sample(
+  sample.sample(
     OUT / "dit", folder, n=32, guidance=guidance,
     options={"steps": 2 if TOY else 25}, labels=["Bag", "Sneaker"],
     batch_size=32,

@@ -39,7 +39,7 @@ import numpy as np
 from IPython.display import Image, display
 
 import vitscale as vs
-from vitscale import cli_eval, workdir
+from vitscale import evaluate, workdir
 from vitscale.core import config as config_lib
 from vitscale.data import sources
 from vitscale.elastic import cut
@@ -107,8 +107,8 @@ PROBES = (
 
 def scored(run, evals=PROBES):
   """Prints how `evals` of test images come out."""
-  result = cli_eval.evaluate(run, evals, split="test", batch_size=500)
-  print(cli_eval.text(result))
+  result = evaluate.evaluate(run, evals, split="test", batch_size=500)
+  print(evaluate.text(result))
 
 
 scored(OUT / "run")

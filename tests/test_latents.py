@@ -158,7 +158,7 @@ def test_samples_are_scored_as_images(home, capfd):
 
 
 def test_stopped_encoding_goes_on(home, monkeypatch, capfd):
-  import vitscale.cli_encode as encode_lib
+  import vitscale.encode as encode_lib
 
   monkeypatch.setattr(encode_lib, "SAVED", 8)
   wrote, calls = latents.Writer.wrote, []

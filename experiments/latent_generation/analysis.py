@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from vitscale import cli_sample, tokenizer, workdir
+from vitscale import sample, tokenizer, workdir
 from vitscale.arms import (
   Results,
   difference,
@@ -255,7 +255,7 @@ def pictures(done: Results, codes: Sequence[int]) -> list[Section]:
         bench.model, variables, jax.random.key(0), label,
         bench.source.shape, guidance=2.0, steps=20,
       )  # fmt: skip
-      sheets = cli_sample.side_by_side(bench, decoder, 32)
+      sheets = sample.side_by_side(bench, decoder, 32)
       sheets["samples"] = decoder.decode(np.asarray(z))
       sections.append(
         Section(

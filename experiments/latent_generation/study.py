@@ -12,7 +12,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from vitscale import cli_encode
+from vitscale import encode
 from vitscale.arms import best_rate
 from vitscale.core.config import load_module
 from vitscale.core.log import read_json
@@ -150,7 +150,7 @@ def latents(run: Mapping[str, Any]) -> str | None:
   path = Path(run["workdir"]) / "latents"
   card = read_json(path / CARD) if path.is_dir() else None
   if card is None or "mean" not in card:
-    cli_encode.encode(
+    encode.encode(
       run["workdir"], path, splits=("train", "val", "test"), batch_size=500
     )
   return str(path)

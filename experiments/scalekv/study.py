@@ -11,7 +11,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from vitscale import cli_encode
+from vitscale import encode
 from vitscale.core.config import load_module
 from vitscale.core.log import read_json
 from vitscale.data.latents import CARD
@@ -111,7 +111,7 @@ def codes(run: Mapping[str, Any]) -> str | None:
   path = Path(run["workdir"]) / "codes"
   card = read_json(path / CARD) if path.is_dir() else None
   if card is None or "mean" not in card:
-    cli_encode.encode(
+    encode.encode(
       run["workdir"], path, splits=("train", "val", "test"), batch_size=500
     )
   return str(path)

@@ -12,7 +12,8 @@ import vitscale as vs
 from tests import toys
 from tests.runs import complaint, contents, python, state_of
 from tests.tasks.test_nested import config
-from vitscale import cli, cli_cut, doctor
+from vitscale import cli, doctor
+from vitscale.cli import cut as cli_cut
 from vitscale.core import axes
 from vitscale.core.errors import UserError
 from vitscale.core.log import read_json, read_rows

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.elastic.test_space import MODEL, budget, space
-from vitscale import cli_cut
+from vitscale.cli import cut as cli_cut
 from vitscale.core.errors import UserError
 from vitscale.elastic import evolve, select
 from vitscale.elastic.presets import preset

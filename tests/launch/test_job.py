@@ -250,7 +250,7 @@ def test_json_that_is_no_config(tmp_path, monkeypatch, text, spec, message):
 
 
 def test_the_command_line_knows_the_engines():
-  from vitscale import cli_launch
+  from vitscale.cli import launch as cli_launch
 
   assert tuple(cli_launch.ENGINES.split("|")) == job_lib.ENGINES
   assert os.environ.get("JAX_PLATFORMS") == "cpu"

@@ -1,7 +1,7 @@
 """Mistakes with meshes are one line each, before anything compiles.
 
 Through `vitscale train` on 8 fake devices, see mistakes.py; on one device:
-tests/test_cli_bad_input.py, and for plans tests/test_plan.py.
+tests/cli/test_bad_input.py, and for plans tests/test_plan.py.
 """
 
 import json

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests import toys
-from vitscale import cli_encode, workdir
+from vitscale import encode, workdir
 from vitscale.bench import build
 from vitscale.core.config import Reader
 from vitscale.core.errors import UserError
@@ -62,7 +62,7 @@ def folder(tmp_path_factory):
   """Codes that a trained tokenizer made of images, and its run beside."""
   here = tmp_path_factory.mktemp("codes")
   train(tokenizer_config(), here / "tokenizer")
-  cli_encode.encode(here / "tokenizer", here / "codes", splits=["train", "val"])
+  encode.encode(here / "tokenizer", here / "codes", splits=["train", "val"])
   return here / "codes"
 
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from tests.runs import complaint
 from tests.tasks import test_reconstruct
-from vitscale import cli, cli_eval, evals, plan_data
+from vitscale import cli, evals, evaluate, plan_data
 from vitscale.bench import build
 from vitscale.core import config as config_lib
 from vitscale.core.log import read_rows
@@ -115,13 +115,13 @@ def clips(root, count, size=(16, 16), n=3):
       Image.fromarray(grey).save(folder / f"{t}.png")
 
 
-def evaluate(tokenizer, *args):
+def scored(tokenizer, *args):
   return cli.main(["eval", str(tokenizer), *map(str, args), "--json"])
 
 
 def test_eval_of_the_runs_data_and_of_other_videos(tokenizer, tmp_path, capfd):
   command = ("--evals", "reconstruction(rfd=False)", "--split")
-  assert evaluate(tokenizer, *command, "val") == 0
+  assert scored(tokenizer, *command, "val") == 0
   result = json.loads(capfd.readouterr().out)
   row = read_rows(tokenizer / "metrics.jsonl")[-1]
   for name in ("psnr", "ssim", "mse", "kl"):
@@ -133,7 +133,7 @@ def test_eval_of_the_runs_data_and_of_other_videos(tokenizer, tmp_path, capfd):
   assert "feature_net" not in result
   clips(tmp_path / "own", 5)
   data = ("--data", tmp_path / "own", *command[:2])
-  assert evaluate(tokenizer, *data) == 0
+  assert scored(tokenizer, *data) == 0
   result = json.loads(capfd.readouterr().out)
   assert result["data"]["images"] == 3 and result["metrics"]["psnr"]["n"] == 3
 
@@ -141,7 +141,7 @@ def test_eval_of_the_runs_data_and_of_other_videos(tokenizer, tmp_path, capfd):
 def test_other_videos_are_cut_as_the_runs_own():
   """A run of every second frame is not scored on every frame."""
   own = {"source": "video", "path": "a", "stride": 2, "size": 16, "window": 9}
-  data = lambda own: cli_eval._data(own, {}, ["b"], "val", (4, 16, 16, 1))[0]
+  data = lambda own: evaluate._data(own, {}, ["b"], "val", (4, 16, 16, 1))[0]
   want = {"source": "video", "path": "b", "frames": 4, "channels": 1}
   assert data(own) == {**want, "stride": 2, "size": 16}
   assert data({"source": "moving_fields", "size": 16}) == want
@@ -162,5 +162,5 @@ def test_eval_of_videos_that_do_not_fit(
   transform = "" if more else "central_frames(4)"
   data = ("--data", tmp_path / "own", *more, "--transform", transform)
   evals = ("--evals", "reconstruction(rfd=False)")
-  assert evaluate(tokenizer, *data, *evals) == 2
+  assert scored(tokenizer, *data, *evals) == 2
   assert says in complaint(capfd.readouterr().err)

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from vitscale.cli_launch import OPTIONS
+from vitscale.cli.launch import OPTIONS
 from vitscale.core import config as config_lib
 from vitscale.core import topology as topology_lib
 from vitscale.core.errors import UserError, nearest

@@ -3,6 +3,8 @@
 import argparse
 from typing import Any
 
+EXAMPLE = "launch vit_fashion --on slurm --out /lab/runs --dry-run"
+
 ENGINES = "gcloud_tpu|gke|skypilot|slurm"
 
 # Options that only some engines take, see their `TAKES`.
@@ -71,7 +73,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> tuple[dict[str, Any], int]:
-  """See `launch.send`; imported late, as it brings jax along."""
+  """Sends a config, or the next runs of a study, to machines elsewhere.
+
+  Renders what an engine takes and submits it; --dry-run prints it. Runs that
+  are preempted go on from their last checkpoint. A study is launched round by
+  round: the same command later sends what has become due.
+  """
   from vitscale.launch import send
 
   return send.run(args)

@@ -8,6 +8,9 @@ from typing import Any
 
 from vitscale.core.errors import UserError, nearest
 
+EXAMPLE = "data photos --sheet photos.png"
+ACCELERATOR = False  # nothing to compute
+
 ACTIONS = ("get", "show", "convert")
 
 
@@ -24,7 +27,12 @@ def add_arguments(sub: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> tuple[dict[str, Any], int]:
-  """The verb."""
+  """Shows images on a disk, converts them, or downloads a data set.
+
+  `data PATH` finds the format, and prints counts, sizes and statistics; `data
+  convert PATH --out DIR` writes ArrayRecord shards, and goes on where it was
+  stopped; `data get fashion_mnist --out DIR` downloads and verifies.
+  """
   words = list(args.words)
   action = words.pop(0) if words[0] in ACTIONS else "show"
   if not words or "=" in words[0]:

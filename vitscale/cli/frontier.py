@@ -3,6 +3,8 @@
 import argparse
 from typing import Any
 
+EXAMPLE = "frontier out/nested --score-on test"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
@@ -26,6 +28,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> tuple[dict[str, Any], int]:
+  """Tables the parts of a nested run: accuracy, cost, measured latency.
+
+  Each part is scored and timed as the plain model that `cut` would write.
+  Nothing is written. Parts that no step trained are marked: mixes of trained
+  sizes, and unseen sizes.
+  """
   from vitscale.elastic import evaluate
 
   result = evaluate.frontier(

@@ -3,6 +3,8 @@
 import argparse
 from typing import Any
 
+EXAMPLE = "cut out/nested --budget macs:0.6 --out out/small"
+
 # Keys of elastic/select.py, which imports jax.
 SELECTORS = (
   "least_slope", "increasing", "decreasing", "increasing_decreasing",
@@ -46,6 +48,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> tuple[dict[str, Any], int]:
+  """Cuts a nested run to a standalone model of the plain family.
+
+  What comes out is a workdir like any other; no elastic code is needed to
+  run the model. A budget takes a model that the run trained, or a mix of its
+  levels over the layers.
+  """
   from vitscale.elastic import cut as cut_lib
 
   result = cut_lib.cut(

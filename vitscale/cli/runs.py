@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 
 from vitscale.core.errors import UserError, nearest
 
+EXAMPLE = "runs out/lab --where status=finished --sort=-params"
+
 MOST = 50  # runs of one page: beyond them no curve can be told from another
 _CONDITION = re.compile(r"\s*(.+?)\s*(!=|<=|>=|==?|<|>|~)\s*(.*?)\s*", re.S)
 _ORDERS = {
@@ -43,6 +45,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> tuple[dict[str, Any], int]:
+  """Lists the runs below a folder, or compares them on a page.
+
+  Keys are those of `--json`. The page has curves, final metrics, a law over
+  size, and what differs between the configs; report.json and figures/ come
+  beside it.
+  """
   from vitscale.report.plain import table
 
   everything = _read(args.folder)

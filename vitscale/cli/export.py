@@ -3,6 +3,8 @@
 import argparse
 from typing import Any
 
+EXAMPLE = "export out/small --to timm --out small-timm"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
@@ -17,6 +19,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> tuple[dict[str, Any], int]:
+  """Writes a checkpoint as timm, Hugging Face or StableHLO has it.
+
+  Averaged weights are used where the run has them.
+  """
   from vitscale.interop import exporter
 
   result = exporter.export(args.checkpoint, args.out, args.to)

@@ -83,8 +83,6 @@ def test_an_interrupt_is_not_a_traceback(monkeypatch, capsys):
     """Stops."""
     raise KeyboardInterrupt
 
-  stopped.__name__ = "runs"
-
-  monkeypatch.setattr(cli, "runs", stopped)
+  monkeypatch.setattr(cli.runs, "run", stopped)
   assert cli.main(["runs", "."]) == cli.INTERRUPTED
   assert "interrupted" in capsys.readouterr().err

@@ -1,73 +1,22 @@
-"""`vitscale sample` on the command line: what a generator makes."""
+"""What a generator makes: a grid, arrays, and a page beside its data."""
 
-import argparse
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vitscale.core import call
+import jax
+import numpy as np
+
+from vitscale import tasks, workdir
+from vitscale import tokenizer as tokenizer_lib
 from vitscale.core.errors import UserError, nearest
+from vitscale.core.log import write_json
+from vitscale.data import latents, pipeline, sources, transforms
+from vitscale.report import page, pictures
 
 SHOWN = 64  # tiles of a sheet of the page
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-  parser.add_argument(
-    "checkpoint", metavar="CKPT", help="workdir of a generator, or a step"
-  )
-  parser.add_argument("--n", type=int, default=64, help="samples")
-  parser.add_argument(
-    "--cfg", type=float, metavar="W",
-    help="guidance: 1 changes nothing, above it towards the class (default:"
-    " none)",
-  )  # fmt: skip
-  parser.add_argument("--seed", type=int, default=0)
-  parser.add_argument("--out", required=True, help="a new folder")
-  parser.add_argument(
-    "--labels", metavar="CLASS,...",
-    help="numbers or names of classes, in turn; 'none' for no class (default:"
-    " all)",
-  )  # fmt: skip
-  parser.add_argument(
-    "--options", metavar="KEY=VALUE,...", default="",
-    help="of the task: steps=50,sampler='heun',interval=(0.1,0.8) of diffuse,"
-    " temperature=0.9,top_k=100 of next_token and next_scale",
-  )  # fmt: skip
-  parser.add_argument(
-    "--tokenizer", metavar="CKPT",
-    help="where the tokenizer of the latents is, if it has moved",
-  )  # fmt: skip
-  parser.add_argument("--batch-size", type=int, default=64, metavar="N")
-
-
-def run(args: argparse.Namespace) -> tuple[dict[str, Any], int]:
-  result = sample(
-    args.checkpoint, args.out, n=args.n, guidance=args.cfg, seed=args.seed,
-    labels=args.labels and args.labels.split(","),
-    options=parse(args.options), tokenizer=args.tokenizer,
-    batch_size=args.batch_size,
-  )  # fmt: skip
-  if not args.json:
-    print(
-      f"{result['n']} samples of {result['checkpoint']}, step"
-      f" {result['step']}, in {result['seconds']:.1f} s: {result['page']}"
-    )
-  return result, 0
-
-
-def parse(options: str) -> dict[str, Any]:
-  """`"steps=50,sampler='heun'"` -> its values.
-
-  Raises:
-    UserError: something else.
-  """
-  if not options:
-    return {}
-  _, args, found = call.read(f"options({options})", "--options")
-  if args:
-    raise UserError(f"--options {options}: name them, as steps=50")
-  return found
 
 
 def sample(
@@ -108,14 +57,6 @@ def sample(
     UserError: no generator, bad options, another tokenizer, or a folder with
       other files.
   """
-  import jax
-  import numpy as np
-
-  from vitscale import tasks, workdir
-  from vitscale import tokenizer as tokenizer_lib
-  from vitscale.core.log import write_json
-  from vitscale.report import page, pictures
-
   folder = Path(out).expanduser()
   if folder.exists() and any(folder.iterdir()):
     raise UserError(f"--out {folder} has files: give a new folder")
@@ -197,8 +138,6 @@ def chosen(labels: Sequence[str] | None, bench: Any, n: int) -> Any:
   Raises:
     UserError: a class that the model doesn't know.
   """
-  import numpy as np
-
   classes = getattr(bench.model, "num_classes", 0)
   names = bench.source.class_names
   if labels is None:
@@ -231,8 +170,6 @@ def side_by_side(
   Returns:
     `originals` and `reconstructions`, each (n, h, w, c) uint8, if there are.
   """
-  import numpy as np
-
   source = bench.source
   if source.shape is None:
     return {}
@@ -244,10 +181,6 @@ def side_by_side(
 
 def originals(bench: Any, count: int) -> dict[str, Any]:
   """The images that the first latents of a run are of, if they are here."""
-  import sys
-
-  from vitscale.data import latents, pipeline, sources, transforms
-
   data = latents.read_card(Path(bench.config["data"]["path"]))["data"]
   split = dict(bench.config["train"]).get("split", "train")
   try:

@@ -1,47 +1,19 @@
-"""`vitscale encode` on the command line: images to a tokenizer's latents."""
+"""Images to a tokenizer's latents, which become data (data/latents.py)."""
 
-import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vitscale import cli_data
+import numpy as np
+
 from vitscale.core.errors import UserError
+from vitscale.core.log import read_json
+from vitscale.data import given, latents, pipeline, sources, transforms
+from vitscale.data import source as source_lib
+from vitscale.parent import Parent
+from vitscale.tokenizer import Tokenizer
 
 SAVED = 4096  # images between two notes of what is written
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-  parser.add_argument(
-    "checkpoint", metavar="CKPT", help="workdir of a tokenizer, or a step"
-  )
-  parser.add_argument("--out", required=True, help="a new folder")
-  parser.add_argument(
-    "--data", nargs="+", default=[], metavar="DIR|key=value",
-    help="images in DIR/CLASS/, or options of a data source, of another one"
-    " with source=NAME (default: the run's own)",
-  )  # fmt: skip
-  parser.add_argument(
-    "--splits", metavar="NAME,...",
-    help="of the data, the training one first (default: the run's own)",
-  )  # fmt: skip
-  parser.add_argument(
-    "--transform", metavar="OPS",
-    help="of each image, 'resize_small(256)|central_crop(256)' (default: that"
-    " of the run's evaluations)",
-  )  # fmt: skip
-  parser.add_argument("--batch-size", type=int, default=64, metavar="N")
-
-
-def run(args: argparse.Namespace) -> tuple[dict[str, Any], int]:
-  card = encode(
-    args.checkpoint, args.out, data=args.data,
-    splits=args.splits and args.splits.split(","),
-    transform=args.transform, batch_size=args.batch_size,
-  )  # fmt: skip
-  if not args.json:
-    print(text(args.out, card))
-  return card, 0
 
 
 def text(folder: str, card: Mapping[str, Any]) -> str:
@@ -73,7 +45,7 @@ def encode(
   Args:
     path: of the tokenizer: a workdir, or a step folder.
     out: the folder, new or begun by the same call.
-    data: see `cli_data.group`.
+    data: see `given.group`.
     splits: of the data; the first one's statistics normalise.
     transform: of each image, by default that of the run's evaluations.
     batch_size: images encoded at once.
@@ -84,14 +56,6 @@ def encode(
   Raises:
     UserError: no tokenizer, images that it can't see, or another folder.
   """
-  import numpy as np
-
-  from vitscale.core.log import read_json
-  from vitscale.data import latents, pipeline, sources, transforms
-  from vitscale.data import source as source_lib
-  from vitscale.parent import Parent
-  from vitscale.tokenizer import Tokenizer
-
   if batch_size < 1:
     raise UserError(f"--batch-size {batch_size}: should be 1 or more")
   tokenizer = Tokenizer(path)
@@ -100,13 +64,13 @@ def encode(
   if transform is None:
     transform = groups[0].get("transform", "") if groups else ""
   shape = tokenizer.origin.shape
-  group, whole = cli_data.group(config["data"], data, shape)
+  group, whole = given.group(config["data"], data, shape)
   if splits is None:
     first = config["train"].get("split", "train")
     splits = [first, *(g.get("split", "val") for g in groups)]
     splits = list(dict.fromkeys(splits))
     if whole:
-      group, splits = group | cli_data.ALL, ["train"]
+      group, splits = group | given.ALL, ["train"]
   named = group.pop("source")
   found = {name: sources.make(named, split=name, **group) for name in splits}
   empty = [name for name, source in found.items() if not len(source)]

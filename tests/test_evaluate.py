@@ -10,7 +10,7 @@ from PIL import Image
 from tests import toys
 from tests.runs import complaint, contents
 from tests.tasks import test_diffuse, test_reconstruct
-from vitscale import cli, cli_eval, workdir
+from vitscale import cli, evaluate, workdir
 from vitscale.core.log import read_rows
 from vitscale.data import sources
 from vitscale.metrics import features
@@ -171,7 +171,7 @@ def test_a_tokenizer_again(tokenizer, scored):
   assert_as_logged(result, said)
   assert result["feature_net"] == features.IDENTITY
   assert (result["E"], result["pixels_per_float"]) == (16, 16.0)
-  out = cli_eval.text(result)
+  out = evaluate.text(result)
   for words in ("rfd_random_conv_floor", "step 2, on 310 images of fields",
                 "16 x 16 x 1", "E = 16 floats, 16", "no FID"):  # fmt: skip
     assert words in out, out
@@ -214,7 +214,7 @@ def test_a_folder_without_classes(tokenizer, tmp_path, scored):
 
 def test_what_is_read_of_a_folder(tmp_path):
   own = {"source": "fields", "n": 5}
-  asked = lambda *data, split=None: cli_eval._data(
+  asked = lambda *data, split=None: evaluate._data(
     own, {"split": "val", "data": {"n": 3}}, data, split, (8, 8, 1)
   )
   assert asked() == ({"source": "fields", "n": 3}, "val")
@@ -270,7 +270,7 @@ def test_a_generator_again(generator, scored):
     "kid_random_conv", "precision_random_conv", "recall_random_conv",
   }  # fmt: skip
   assert result["feature_net"] == features.IDENTITY
-  assert "no FID" in cli_eval.text(result)
+  assert "no FID" in evaluate.text(result)
   other = scored(
     generator, "--evals", asked.replace(")", ", n=25, seed=1, guidance=2.0)")
   )
@@ -377,13 +377,13 @@ def test_names_that_two_evaluations_share():
     },
   }  # fmt: skip
   one = {"value": 1.0, "se": 0.1, "n": 7}
-  assert cli_eval.metrics(both) == {
+  assert evaluate.metrics(both) == {
     "classify/nll": one,
     "ece": {"value": 0.5, "se": None, "n": 7},
     "nested/nll": one,
     "ffn=1/2/nll": {"value": 2.0, "se": 0.2, "n": 6},
   }
   text = "classify, retrieval(k=(1, 5), pairs='same')"
-  assert cli_eval.parse(text) == {
+  assert evaluate.parse(text) == {
     "classify": {}, "retrieval": {"k": (1, 5), "pairs": "same"},
   }  # fmt: skip

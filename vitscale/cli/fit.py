@@ -6,6 +6,9 @@ from typing import Any
 
 from vitscale.core.errors import UserError
 
+EXAMPLE = "fit runs.csv --law chinchilla --map N=params D=tokens"
+ACCELERATOR = False  # a few milliseconds of work
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("files", nargs="+", help="logs, or folders of runs")
@@ -90,7 +93,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> tuple[dict[str, Any], int]:
-  """Fits, prints unless `--json`; the result and the exit code."""
+  """Fits a scaling law to logs: runs, CSV, JSON, TensorBoard, W&B exports.
+
+  Order of cleaning: columns are mapped (--map, --y), missing ones of N, D, C
+  = 6 N D, M = D / N derived, then --dedup, --drop-warmup, --smooth, --final,
+  --drop-highest, --outliers. Each says which rows it dropped.
+  """
   from vitscale.laws import from_files
 
   if args.law == "auto":

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from vitscale import cli, cli_runs
+from vitscale import cli
+from vitscale.cli import runs as cli_runs
 from vitscale.core.errors import UserError
 
 ROWS = [

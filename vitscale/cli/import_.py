@@ -3,6 +3,8 @@
 import argparse
 from typing import Any
 
+EXAMPLE = "import dinov2-small/ --out out/dinov2 --size 224"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
@@ -34,6 +36,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> tuple[dict[str, Any], int]:
+  """Makes a workdir of a checkpoint of timm, Hugging Face or big_vision.
+
+  ViT, DeiT, DINOv2, SigLIP's image tower, MAE's encoder. What comes out is
+  like the workdir of any run; preprocessing comes along.
+  """
   from vitscale.interop import importer
 
   result = importer.bring(

@@ -1,58 +1,26 @@
-"""`vitscale eval` on the command line: a checkpoint, scored again."""
+"""A checkpoint, scored again: on its own held-out images or on others."""
 
-import argparse
 import ast
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vitscale import cli_data
+import flax
+import jax
+
+from vitscale import held_out, plugin, workdir
 from vitscale.core import call
+from vitscale.core.config import Reader
 from vitscale.core.errors import UserError, nearest
+from vitscale.core.log import read_json
+from vitscale.data import given, pipeline, sources, transforms
+from vitscale.report.plain import number, table
 
 SPLIT = "test"  # where a run has no evaluation to say another
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-  parser.add_argument(
-    "checkpoint", metavar="CKPT", help="workdir of a run, or a step"
-  )
-  parser.add_argument(
-    "--evals", metavar="NAME,...",
-    help="modules of vitscale.evals: classify, reconstruction, ..., with"
-    " options in brackets: 'reconstruction(rfd=False)'. What is not said is as"
-    " in the run's own evaluation of the split, or in its first one",
-  )  # fmt: skip
-  parser.add_argument(
-    "--data", nargs="+", default=[], metavar="DIR|key=value",
-    help="images in DIR/CLASS/ or DIR itself, or options of a data source, of"
-    " another one with source=NAME",
-  )  # fmt: skip
-  parser.add_argument(
-    "--split", metavar="NAME",
-    help=f"of the data (default {SPLIT} if the run has an evaluation of it);"
-    " of a DIR without splits everything",
-  )  # fmt: skip
-  parser.add_argument(
-    "--transform", metavar="OPS", help="'resize_small(32)|central_crop(32)'"
-  )  # fmt: skip
-  parser.add_argument("--batch-size", type=int, metavar="N")
-
-
-def run(args: argparse.Namespace) -> tuple[dict[str, Any], int]:
-  result = evaluate(
-    args.checkpoint, args.evals, data=args.data, split=args.split,
-    transform=args.transform, batch_size=args.batch_size,
-  )  # fmt: skip
-  if not args.json:
-    print(text(result))
-  return result, 0
-
-
 def text(result: Mapping[str, Any]) -> str:
   """The result for a terminal."""
-  from vitscale.report.plain import number, table
-
   rows = [
     {"metric": name, "value": m["value"], "se": m["se"], "n": m["n"]}
     for name, m in result["metrics"].items()
@@ -107,11 +75,6 @@ def evaluate(
     UserError: no such checkpoint, evaluation or data; images that don't fit
       the model, or too few.
   """
-  from vitscale import held_out, plugin, workdir
-  from vitscale.core.config import Reader
-  from vitscale.core.log import read_json
-  from vitscale.data import sources
-
   folder, _ = workdir.root(Path(path))
   config = read_json(folder / "run.json")["config"]
   own = _own(config, split or SPLIT)
@@ -242,8 +205,6 @@ def _own(config: Mapping[str, Any], split: str) -> Mapping[str, Any]:
 
 def _same(own: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
   """As `parse`, of the run's own evaluation."""
-  from vitscale import plugin
-
   name = own.get("name", "classify")
   known = _options(plugin.module("evals", name))
   return {name: {key: own[key] for key in known if key in own}}
@@ -277,9 +238,9 @@ def _data(
   mine = dict(trained)
   if split in (None, own.get("split")):
     mine |= own.get("data", {})
-  group, whole = cli_data.group(mine, data, learned)
+  group, whole = given.group(mine, data, learned)
   if whole and split is None:
-    return group | cli_data.ALL, "train"
+    return group | given.ALL, "train"
   return group, split or own.get("split", SPLIT)
 
 
@@ -305,8 +266,6 @@ def _check_source(name: str, module: Any, source: Any, bench: Any) -> None:
 
 def _first(source: Any, transform: Any) -> dict[str, Any]:
   """The first image, as a batch."""
-  from vitscale.data import pipeline, transforms
-
   stream = pipeline.eval_batches(
     source, batch_size=1, transform=transforms.parse(transform)
   )
@@ -319,9 +278,6 @@ def _check_fits(
   bench: Any, variables: Any, batch: Mapping[str, Any], any_size: bool
 ) -> None:
   """Raises UserError for images that the model can't or wasn't made to see."""
-  import flax
-  import jax
-
   shape = batch["image"].shape[1:]
   learned = bench.inputs[1]["image"].shape[1:]
   texts = [" x ".join(map(str, s)) for s in (shape, learned)]
