@@ -219,6 +219,23 @@ def test_another_tokenizer_is_refused(home, capfd):
   assert cli.main([*args, "--out", f"{home}/yes"]) == 0
 
 
+def test_a_tokenizer_that_moved(home, capfd):
+  """The folder of latents remembers a place; data.tokenizer says another."""
+  gone = (home / "tok").rename(home / "gone")
+  try:
+    said = refused(
+      capfd, "sample", f"{home}/dit", "--out", f"{home}/no", "--n", "1"
+    )
+    assert f"is not at {home}/tok" in said and "data.tokenizer=PATH" in said
+    source = sources.make("latents", path=f"{home}/z", tokenizer=str(gone))
+    latents = source.read(np.arange(2))["image"]
+    assert tokenizer.of(source.tokenizer).decode(latents).dtype == np.uint8
+  finally:
+    gone.rename(home / "tok")
+  plain = sources.make("latents", path=f"{home}/z")
+  assert plain.fingerprint == source.fingerprint
+
+
 @pytest.mark.parametrize(
   "args, says",
   [

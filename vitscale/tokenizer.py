@@ -120,7 +120,13 @@ def of(origin: Origin, path: str | Path | None = None) -> Tokenizer:
   Raises:
     UserError: it isn't there, or another one is.
   """
-  found = Tokenizer(path or origin.path)
+  place = Path(path or origin.path).expanduser()
+  if not place.exists():
+    raise UserError(
+      f"the tokenizer of these latents is not at {place}: say where, by"
+      " data.tokenizer=PATH, or --tokenizer of `vitscale sample`"
+    )
+  found = Tokenizer(place)
   if found.origin.fingerprint != origin.fingerprint:
     raise UserError(
       f"{path or origin.path} is not the tokenizer of these latents: its"

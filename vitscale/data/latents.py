@@ -33,8 +33,15 @@ CARD = "card.json"
 LEAST_STD = 1e-6  # below it a channel of latents says nothing
 
 
-def latents(split: str = "train", path: str = "") -> Source:
+def latents(
+  split: str = "train", path: str = "", tokenizer: str = ""
+) -> Source:
   """The latents of one split in a folder that `vitscale encode` wrote.
+
+  Args:
+    split: one that is there.
+    path: the folder.
+    tokenizer: where the tokenizer is, if no longer where it was.
 
   Raises:
     UserError: no such folder or split, or one that isn't whole.
@@ -71,7 +78,7 @@ def latents(split: str = "train", path: str = "") -> Source:
       card["tokenizer"]["fingerprint"], splits[split]
     ),
     tokenizer=Origin(
-      card["tokenizer"]["path"],
+      tokenizer or card["tokenizer"]["path"],
       card["tokenizer"]["fingerprint"],
       tuple(card["tokenizer"]["shape"]),
     ),
