@@ -17,8 +17,8 @@
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/OWNER/vitscale/blob/main/colabs/07_your_images.ipynb)
 #
 # You have some thousand labelled images. Would twice as many help, and by how
-# much? We look at a folder, train one small ViT on an eighth, a quarter and a
-# half of it, fit `L = L0 + c n^a` with intervals, and forecast what all of it
+# much? We look at a folder, train one small ViT on a sixteenth to a half of
+# it, fit `L = L0 + c n^a` with intervals, and forecast what all of it
 # gives: then train that too and see whether the forecast holds. Only then it is
 # worth asking about images that nobody has taken yet.
 
@@ -61,6 +61,7 @@ OUT = Path(tempfile.mkdtemp())
 # %%
 FOLDER = None  # "/content/photos"
 SIZE, PATCH = 28, 7  # pixels a side, as the model sees them
+CHANNELS = 1 if FOLDER is None else 3  # grey, or colours
 
 if FOLDER is None:
   FOLDER, some = OUT / "photos", sources.make("fashion_mnist")
@@ -69,7 +70,9 @@ if FOLDER is None:
     name = some.class_names[some.label[i]].replace("/", " or ")
     (FOLDER / name).mkdir(parents=True, exist_ok=True)
     pixels.to_pil(image).save(FOLDER / name / f"{i:05}.png")
-DATA = {"source": "folder", "path": str(FOLDER), "channels": 1, "val": 0.2}
+DATA = {
+  "source": "folder", "path": str(FOLDER), "val": 0.2, "channels": CHANNELS,
+}  # fmt: skip
 
 # %%
 parts = show.splits(DATA)
@@ -101,6 +104,7 @@ base = config_lib.load(
 )
 with base.unlocked():
   base.data = DATA | {"limit": ALL}
+  base.law_variables = {"n": ALL}  # what a law may be over, besides the usual
   base.batch_size = 32
   del base["total_epochs"]
   base.total_steps = STEPS
@@ -114,7 +118,8 @@ with base.unlocked():
 def train(counts):
   """A row per number of images and seed."""
   rows = []
-  for point in vs.sweep.product({"data.limit": counts}, seed=SEEDS):
+  sizes = {"data.limit": counts, "law_variables.n": counts}
+  for point in vs.sweep.product(vs.sweep.zip_(sizes), seed=SEEDS):
     n, seed = point["data.limit"], point["seed"]
     workdir = OUT / "runs" / f"n{n}-s{seed}"
     vs.train.train(vs.sweep.apply(base, point), str(workdir))
@@ -184,13 +189,17 @@ display(Image(str(draw_png.draw(figure, OUT, dpi=110)["png"])))
 # for 8,000 images was 0.611 [0.537, 0.673] and 0.623 came; twice as many are
 # said to give 0.603 [0.557, 0.645], which is hardly worth taking them.
 #
-# The same runs, as a table or as a page with curves, configs and the law:
-#
-# ```
-# vitscale runs out/runs --page runs.html
-# vitscale fit out/runs --law 'L0 + c*n^a' --map n=data.limit
-# ```
-#
+# The same runs as a page with curves and configs, and the law of their last
+# losses, in a terminal:
+
+# %%
+for command in (
+  f"runs {OUT}/runs --page {OUT}/runs.html",
+  f"fit {OUT}/runs --law 'L0 + c/n^a' --map loss=eval/val/nll",
+):
+  print(f"vitscale {command}")
+
+# %% [markdown]
 # Larger images and models: `vitscale train vit_folder:path=photos`, or start
 # from weights that know photographs already, in
 # [08](08_weights_in_and_out.ipynb).

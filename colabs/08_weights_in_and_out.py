@@ -63,8 +63,10 @@ DATA = ("data.source=fashion_mnist", *(["data.limit=200"] if TOY else []))
 # CHECKPOINT = snapshot_download("facebook/dinov2-small")
 # ```
 #
-# Such a model wants images of its own size, and minutes for thousands of them
-# on a CPU. So that this runs anywhere, we make a small one: trained here, then
+# Such a model wants colour images of its own size (say where: DATA =
+# ("data.source=folder", "data.path=DIR")), a run of its own kind where we train
+# again below, and minutes for thousands of images on a CPU. So that this runs
+# anywhere, we make a small one: trained here, then
 # written as timm stores it, and from there on treated as a stranger's.
 
 # %%

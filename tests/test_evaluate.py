@@ -229,6 +229,10 @@ def test_what_is_read_of_a_folder(tmp_path):
   Image.new("L", (8, 8)).save(tmp_path / "cat" / "1.png")
   assert asked(str(tmp_path)) == (everything, "train")
   assert asked(str(tmp_path), split="val") == (where, "val")
+  # Held out where two parts are needed, or where it is said.
+  two = evaluate._data(own, {}, [str(tmp_path)], None, (8, 8, 1), two=True)
+  assert two == (where, "val")
+  assert asked(str(tmp_path), "val=0.5") == ({**where, "val": 0.5}, "val")
   (tmp_path / "training").mkdir()  # what was trained on is not taken unasked
   assert asked(str(tmp_path), "val=0.5") == ({**where, "val": 0.5}, "val")
 

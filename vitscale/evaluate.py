@@ -62,8 +62,9 @@ def evaluate(
     evals: modules of `vitscale.evals` with commas between; that and what
       else is not given is as in the run's evaluation of this split, or in its
       first one.
-    data: a folder of images, if any, then `key=value` of a data source;
-      without a folder and `source=` they amend the run's own.
+    data: a path of any format that is known (data/detect.py), if any, then
+      `key=value` of a data source; without a path and `source=` they amend the
+      run's own.
     split, transform, batch_size: of the data.
 
   Returns:
@@ -88,7 +89,11 @@ def evaluate(
   learned = bench.inputs[1]["image"].shape[1:]
   # Of other splits than the evaluation's own nothing is amended.
   plain, _ = _data(config["data"], {}, data, split, learned)
-  group, split = _data(config["data"], own, data, split, learned)
+  two = any(
+    hasattr(module, "DATA") and not getattr(module, "ALONE", False)
+    for module in modules.values()
+  )
+  group, split = _data(config["data"], own, data, split, learned, two)
   named = group.pop("source")
   source = sources.make(named, split=split, **group)
   for name in asked:
@@ -233,12 +238,19 @@ def _data(
   data: Sequence[str],
   split: str | None,
   learned: tuple[int, ...],
+  two: bool = False,
 ) -> tuple[dict[str, Any], str]:
-  """Options of a source, with its name as `source`; and the split."""
+  """Options of a source, with its name as `source`; and the split.
+
+  A folder without splits is taken whole; with `two`, where an evaluation needs
+  other images besides, the usual share of it is held out and scored.
+  """
   mine = dict(trained)
   if split in (None, own.get("split")):
     mine |= own.get("data", {})
   group, whole = given.group(mine, data, learned)
+  if whole and split is None and two:
+    return group, "val"
   if whole and split is None:
     return group | given.ALL, "train"
   return group, split or own.get("split", SPLIT)

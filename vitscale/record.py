@@ -1,6 +1,7 @@
 """run.json: what a run is, whose workdir it is in, and how it ended."""
 
 import datetime
+import functools
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -96,8 +97,12 @@ def describe(config: Mapping[str, Any], bench: Bench) -> dict[str, Any]:
   }
 
 
+@functools.cache
 def git_commit() -> str | None:
-  """The commit this code runs from, with `+` when changed; None outside git."""
+  """The commit this code runs from, with `+` when changed; None outside git.
+
+  Asked once: a process runs what it has imported, whatever is committed since.
+  """
   folder = Path(__file__).parent
   if not (folder.parent / "setup.py").exists():
     return None  # installed: a repository around it is somebody else's

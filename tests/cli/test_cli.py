@@ -33,7 +33,8 @@ assert not heavy, heavy
 
 
 @pytest.mark.parametrize(
-  "verb", ["study", "train", "fit", "eval", "models", "runs", "data"]
+  "verb",
+  [one.__name__.rpartition(".")[2].rstrip("_") for one in cli.VERBS],
 )
 def test_every_verb_has_help_with_an_example(verb, capsys):
   with pytest.raises(SystemExit) as stop:

@@ -31,10 +31,47 @@ def test_crops_tile_the_middle(photos):
   made = sources.make("crops", path=str(root), size=20, val=0.0)
   assert len(made) == 10 * 6 and made.shape == (20, 20, 3)
   assert made.class_names == ("images",)
-  image = made.read(np.arange(6))["image"]  # of photo 0, row by row
-  for i, (y, x) in enumerate((y, x) for y in (0, 20) for x in (5, 25, 45)):
-    want = arrays[0][y : y + 20, x : x + 20]
-    np.testing.assert_array_equal(image[i], want)
+  found = {x.tobytes() for x in made.read(np.arange(60))["image"]}
+  want = {
+    photo[y : y + 20, x : x + 20].tobytes()
+    for photo in arrays
+    for y in (0, 20)
+    for x in (5, 25, 45)
+  }
+  assert found == want and len(found) == 60
+
+
+def test_the_first_ones_are_of_many_images(photos):
+  """Shuffled, and always alike: `limit` doesn't mean the first photograph."""
+  root, _ = photos
+  options = {"path": str(root), "size": 20, "val": 0.0}
+  some = sources.make("crops", limit=20, **options)
+  whom = some.read(np.arange(20))["image"][:, 0, 0, 0]
+  assert len(set(whom)) > 6
+  again = sources.make("crops", limit=20, **options)
+  np.testing.assert_array_equal(
+    again.read(np.arange(20))["image"], some.read(np.arange(20))["image"]
+  )
+
+
+def test_images_of_a_split_without_classes(tmp_path):
+  for top in ("train", "val"):
+    photo(tmp_path / top / "a.png", 7)
+  made = sources.make(
+    "crops", split="val", path=str(tmp_path), size=20, channels=1
+  )
+  assert len(made) == 6 and made.shape == (20, 20, 1)
+  assert made.class_names == ("images",)
+
+
+def test_no_class_is_emptied(tmp_path):
+  for name in ("cat", "dog"):
+    for i in range(2):
+      photo(tmp_path / name / f"{i}.png", i)
+  for i in range(2):
+    Image.new("RGB", (50, 50)).save(tmp_path / "dog" / f"{i}.png")
+  with pytest.raises(UserError, match="nothing is left of dog"):
+    sources.make("crops", path=str(tmp_path), size=20, val=0.0)
 
 
 def test_no_photograph_is_in_two_splits(photos):
@@ -71,8 +108,13 @@ def test_flat_ground_is_left_out(tmp_path):
 
 
 def test_so_many_of_each_and_reduced(photos):
-  root, _ = photos
+  root, arrays = photos
   few = sources.make("crops", path=str(root), size=20, per_image=2, val=0.0)
+  ends = [
+    x[y : y + 20, z : z + 20] for x in arrays for y, z in ((0, 5), (20, 45))
+  ]
+  found = {x.tobytes() for x in few.read(np.arange(20))["image"]}
+  assert found == {x.tobytes() for x in ends}  # the first and the last
   assert len(few) == 20
   small = sources.make("crops", path=str(root), size=20, shorter=20, val=0.0)
   assert len(small) == 10  # 34 x 20

@@ -1,8 +1,8 @@
 """The `vitscale` command: a module per verb.
 
 A verb's module has `add_arguments(parser)`, `run(args)`, whose docstring is its
-help, an EXAMPLE, and ACCELERATOR = False where a CPU will do. What it does is
-elsewhere, and imported when it is asked for.
+help, an EXAMPLE, and ACCELERATOR = False where a CPU will do. What computes is
+imported when it is asked for.
 
 Every verb takes `--json`: one JSON object on stdout and nothing else there
 (file descriptor 1 is redirected, so no library can write to it; progress goes
@@ -85,7 +85,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
   strange = [
     text
     for text in extra
-    if not hasattr(args, "overrides") or text[0] == "-" or "=" not in text
+    if not hasattr(args, "overrides") or text.startswith("-") or "=" not in text
   ]
   if strange:
     top.error(f"unrecognized argument {strange[0]!r} of {args.verb!r}")

@@ -12,9 +12,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   )
   parser.add_argument("--out", required=True, help="a new folder")
   parser.add_argument(
-    "--data", nargs="+", default=[], metavar="DIR|key=value",
-    help="images in DIR/CLASS/, or options of a data source, of another one"
-    " with source=NAME (default: the run's own)",
+    "--data", nargs="+", default=[], metavar="PATH|key=value",
+    help="a path of any format that is known, or options of a data source, of"
+    " another one with source=NAME (default: the run's own)",
   )  # fmt: skip
   parser.add_argument(
     "--splits", metavar="NAME,...",

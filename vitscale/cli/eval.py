@@ -17,8 +17,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     " in the run's own evaluation of the split, or in its first one",
   )  # fmt: skip
   parser.add_argument(
-    "--data", nargs="+", default=[], metavar="DIR|key=value",
-    help="images in DIR/CLASS/ or DIR itself, or options of a data source, of"
+    "--data", nargs="+", default=[], metavar="PATH|key=value",
+    help="a path of any format that is known, or options of a data source, of"
     " another one with source=NAME",
   )  # fmt: skip
   parser.add_argument(

@@ -17,8 +17,9 @@ from PIL import Image
 
 from vitscale.core.errors import UserError
 from vitscale.data import folder, image_file, pixels, source
+from vitscale.data.random import Rng
 
-MOST = 8 << 30  # bytes of crops that are held in memory
+MOST = 8 << 30  # bytes of crops of one split that are held in memory
 THREADS = 4  # photographs that are decoded at a time; each may be 100 MB
 
 
@@ -56,7 +57,8 @@ def crops(
     mean, std: per channel in 0..1; None is ImageNet's.
 
   Returns:
-    A source of uint8 (size, size, channels), image by image, row by row.
+    A source of uint8 (size, size, channels), shuffled once and for all, so that
+    the first ones (`limit`) are of many images.
 
   Raises:
     UserError: see `folder`; or images are too small, nothing has contrast, or
@@ -71,7 +73,9 @@ def crops(
   if shorter is not None and shorter < size:
     raise UserError(f"crops: shorter={shorter} is less than size={size}")
   if flat is None:
-    flat = folder.is_flat(Path(path).expanduser())
+    root = Path(path).expanduser()
+    tops = (root, *(root / name for name in folder.ALIASES["train"]))
+    flat = any(folder.is_flat(top) for top in tops)
   mean, std = folder.statistics(channels, mean, std)
   root, names, files = folder.find(path, split, val, test, folder.images(flat))
   if skip_corrupt:
@@ -93,9 +97,21 @@ def crops(
     raise UserError(
       f"crops: no crop of {root} has a contrast of {contrast:g}: lower it"
     )
-  label = np.repeat([c for _, _, c in files], counts)
+  label = np.repeat(np.array([c for _, _, c in files], np.int32), counts)
+  if split == "train":
+    there = np.bincount(label, minlength=len(names))
+    if lost := [name for name, n in zip(names, there) if not n]:
+      raise UserError(
+        f"crops: nothing is left of {', '.join(lost[:5])} after leaving out"
+        " what is unreadable, too small or flat"
+      )
+  order = Rng(0, 0, 0).choose("crops", len(label), len(label))[0]
+  image = np.empty((len(label), size, size, channels), np.uint8)
+  places = np.split(np.argsort(order), np.cumsum(counts)[:-1])
+  for i, rows in enumerate(places):
+    image[rows], found[i] = found[i], None  # no second copy of all
   return source.in_memory(
-    np.concatenate(found), label, names, mean, std,
+    image, label[order], names, mean, std,
     source.digest(names, files, size, shorter, per_image, contrast, channels),
   )  # fmt: skip
 
@@ -115,11 +131,11 @@ def _readable(root: Path, files: list[folder.File]) -> list[folder.File]:
   bad = [file for (file, _, _), ok in zip(files, mask) if not ok]
   if bad:
     text = f"{len(bad)} of {len(files)} images can't be read"
+    more = f" and {len(bad) - 10} more" if len(bad) > 10 else ""
+    some = f"{', '.join(bad[:10])}{more}"
     if len(bad) == len(files):
-      raise UserError(f"crops: {text}: {', '.join(bad[:10])}; none is left")
-    warnings.warn(
-      f"{text} and are left out: {', '.join(bad[:10])}", stacklevel=3
-    )
+      raise UserError(f"crops: {text}: {some}; none is left")
+    warnings.warn(f"{text} and are left out: {some}", stacklevel=3)
   return [file for file, ok in zip(files, mask) if ok]
 
 

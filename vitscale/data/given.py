@@ -19,8 +19,8 @@ def group(
     learned: shape of an image or a clip of the run.
 
   Returns:
-    The options, and whether it is a folder without splits: with `ALL` besides,
-    all its images are in "train".
+    The options, and whether it is a folder without splits of which nothing is
+    to be held out: with `ALL` besides, all its images are in "train".
 
   Raises:
     UserError: a path of no known format.
@@ -39,7 +39,9 @@ def group(
       root = Path(path).expanduser()
       found |= {"path": str(root), "channels": learned[-1]}
       kinds = [name for names in ALIASES.values() for name in names]
-      whole = not any((root / name).is_dir() for name in kinds)
+      held_out = any(x.startswith(("val=", "test=")) for x in items)
+      split = any((root / name).is_dir() for name in kinds)
+      whole = not split and not held_out
     if name == "video":
       mine = trained if trained["source"] == "video" else {}
       cut = {key: mine[key] for key in ("stride", "size") if key in mine}

@@ -16,9 +16,8 @@ the gallery. Three solvers:
               (2103.00020, appendix A.3): mean nll + l2 / 2 |w|^2, which is
               scikit-learn's LogisticRegression at C = 1 / (n l2)
     sgd       mean nll by `epochs` of stochastic gradient descent, as DINO
-              (2104.14294, appendix F.1) and MAE (2111.06377, appendix A.1)
-              probe: momentum .9, cosine to zero, no l2. `lr` is for 256
-              images, and scaled to the batch as theirs
+              probes (2104.14294, appendix F.2): momentum .9, cosine to zero,
+              no l2. `lr` is for 256 images, and scaled to the batch
 
 The bias pays nothing. Where `l2`, or `lr`, is several values, the best on a
 held-out part of the gallery, never of the scored split, is taken and the map
@@ -47,7 +46,7 @@ GRID: dict[str, tuple[float, ...]] = {
 }
 KNOB = {"ridge": "l2", "logistic": "l2", "sgd": "lr"}  # what a grid is of
 STEPS = 1000  # of L-BFGS, as CLIP's
-EPOCHS, BATCH = 100, 1024  # of sgd; a gallery of fewer gives several batches
+EPOCHS, BATCH = 100, 1024  # of sgd; an eighth of small galleries
 OPTIONS = ("solver", "l2", "lr", "epochs", "held_out", "seed")
 DATA = {"gallery": "train"}  # a group of a config, and the split without it
 UNLABELLED = True  # any classes will do
@@ -280,8 +279,8 @@ def make(
     mine = name == KNOB[solver] or (name == "epochs" and solver == "sgd")
     if value is not None and not mine:
       raise UserError(f"evals: linear_probe: {solver} has no {name}")
-  check_positive("linear_probe", "l2", () if l2 is None else l2)
-  check_positive("linear_probe", "lr", () if lr is None else lr)
+    if value is not None and name != "epochs":
+      check_positive("linear_probe", name, value)
   if epochs is not None and (type(epochs) is not int or epochs < 1):
     raise UserError(
       f"evals: linear_probe epochs={epochs!r}: should be 1 or more"
@@ -297,12 +296,13 @@ def make(
 
 def check_positive(name: str, option: str, value: Any) -> None:
   """Raises UserError unless it is a positive number or some of them."""
-  for one in value if isinstance(value, Sequence) else [value]:
-    if type(one) not in (int, float) or not one > 0:
-      raise UserError(
-        f"evals: {name} {option}={value!r}: a number above 0, or several:"
-        " (0.01, 0.1)"
-      )
+  several = value if isinstance(value, Sequence) else [value]
+  good = [type(one) in (int, float) and one > 0 for one in several]
+  if not good or not all(good):
+    raise UserError(
+      f"evals: {name} {option}={value!r}: a number above 0, or several:"
+      " (0.01, 0.1)"
+    )
 
 
 def evaluate(
