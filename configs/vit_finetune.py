@@ -66,9 +66,12 @@ def get_config(arg=None):
   }  # fmt: skip
   config.workers = 0  # processes that decode; as many as there are cores
   config.task = {"name": "classify", "label_smoothing": 0.1}
+  seen = old["task"]
+  while "of" in seen:  # nested, taught or adapted
+    seen = seen["of"]
   for name in ("mean", "std"):
-    if name in old["task"]:
-      config.task[name] = tuple(old["task"][name])
+    if name in seen:
+      config.task[name] = tuple(seen[name])
   if arg.lora:
     config.task = {
       "name": "lora", "of": config.task, "rank": arg.lora, "train": arg.head,

@@ -26,6 +26,7 @@ from vitscale.core.errors import UserError
 from vitscale.core.log import read_json
 from vitscale.nn import patch as patch_lib
 from vitscale.nn import position as position_lib
+from vitscale.tasks import lora
 
 TEACHER = "teacher"  # collection in which a taught run keeps its teacher
 
@@ -121,6 +122,9 @@ class Parent:
   ) -> dict[str, Any]:
     """Verified leaves below a branch, placed as `abstract` says.
 
+    Low-rank pairs of an adapted run (tasks/lora.py) are merged into the weights
+    for a run that has none, or skips its own.
+
     Args:
       abstract: tree of ShapeDtypeStruct.
       branch: of the checkpoint, default the weights.
@@ -139,19 +143,45 @@ class Parent:
       self._check_plain(beside)
     left_out = lambda path: bool(skip) and re.fullmatch(skip, path)
     have, want = tree.flatten(self.shapes(branch)), tree.flatten(abstract)
+    pairs = {k: x for k, x in have.items() if k.startswith(f"{lora.PARAMS}/")}
     if skip and not any(map(left_out, want)):
       raise UserError(f"skip={skip!r} fits no parameter of this model")
     have, want = (
       {path: x for path, x in flat.items() if not left_out(path)}
       for flat in (have, want)
     )
+    if any(path in want for path in pairs):
+      pairs = {}  # they go on as they are
+    have = {path: x for path, x in have.items() if path not in pairs}
     stored = {path: [x.shape, str(x.dtype)] for path, x in have.items()}
     manifest.check_fits(self._where, stored, want)
     if not want:
       return {}
     sources = {path: f"{branch}/{path}" for path in want}
     found = self._store.part(tree.unflatten(want), sources, self.step)
-    return tree.flatten(found)
+    return tree.flatten(self._merged(found, pairs, branch))
+
+  def _merged(
+    self, found: Any, pairs: Mapping[str, Any], branch: str
+  ) -> dict[str, Any]:
+    """The weights `found`, with the pairs of those that are there added in."""
+    flat = tree.flatten(found)
+    mine = {}
+    for name, x in pairs.items():
+      kernel = flat.get(name.removeprefix(f"{lora.PARAMS}/").rpartition("/")[0])
+      if kernel is not None:
+        mesh = getattr(kernel.sharding, "mesh", None)
+        whole = mesh and jax.NamedSharding(mesh, jax.P())
+        mine[name] = jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole)
+    if not mine:
+      return found
+    sources = {name: f"{branch}/{name}" for name in mine}
+    read = self._store.part(tree.unflatten(mine), sources, self.step)
+    merge = jax.jit(
+      functools.partial(lora.merge, scale=lora.scale(self.config["task"])),
+      out_shardings=jax.tree.map(lambda x: x.sharding, found),
+    )
+    return merge({**found, **read})
 
   def _check_plain(self, beside: Collection[str]) -> None:
     """Raises UserError where it keeps what is not read."""

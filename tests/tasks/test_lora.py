@@ -99,6 +99,22 @@ def test_who_loads_it_sees_merged_weights(parent, child):
   np.testing.assert_allclose(said, seen, atol=1e-5)
 
 
+@pytest.mark.parametrize("again", [False, True], ids=["plain", "adapted"])
+def test_whoever_starts_from_it_starts_from_merged_weights(child, again):
+  made = config(child)
+  if not again:
+    made = config()
+    made.init = {"from": str(child)}
+  params = tree.flatten(warm_start.begin(build(made))["params"])
+  _, merged = workdir.load(child)
+  for path, want in tree.flatten(merged["params"]).items():
+    np.testing.assert_allclose(params.pop(path), want, rtol=1e-5, atol=1e-7)
+  assert all(path.startswith("lora/") for path in params)
+  assert bool(params) == again
+  for path, x in params.items():  # pairs of its own, which add nothing yet
+    assert np.any(x) == path.endswith("/a")
+
+
 def test_it_is_cut_with_its_pairs_merged(child, tmp_path):
   cut.cut(child, tmp_path / "cut", spec="ffn=1/2", by="importance")
   _, whole = workdir.load(child)

@@ -15,7 +15,8 @@ are one kernel. Nothing moves but the pairs and what `train` names (a new head).
 Pairs are parameters of their own, `lora/PATH/a` and `lora/PATH/b`, of any
 family: the wrapped task sees the sum. Evaluations and whoever loads the run see
 merged weights, in the tree of the plain model; a checkpoint keeps both, and
-averaged weights are merged after averaging.
+averaged weights are merged after averaging. A run that starts from an adapted
+one starts from merged weights too, with pairs of its own if it is adapted.
 """
 
 import dataclasses
@@ -36,6 +37,7 @@ from vitscale.core.errors import UserError
 from vitscale.tasks import Player
 
 PARAMS = "lora"  # where the pairs lie among the model's parameters
+RANK = 8
 KERNELS = r".*/attention/(qkv|out)/kernel"
 STRANGE = ("granularities", "touched", "part")  # of tasks that slice parameters
 
@@ -53,8 +55,8 @@ class Task:
   """
 
   task: Any
-  rank: int = 8
-  alpha: float = 8.0
+  rank: int = RANK
+  alpha: float = RANK
   kernels: str = KERNELS
   train: str = "head/.*"
 
@@ -142,6 +144,13 @@ def merge(params: Mapping[str, Any], scale: float) -> dict[str, Any]:
   return tree.like(plain, flat)
 
 
+def scale(config: Mapping[str, Any]) -> float:
+  """alpha / rank of the config group `task` of such a run."""
+  rank = config.get("rank", RANK)
+  alpha = config.get("alpha")
+  return (rank if alpha is None else alpha) / rank
+
+
 def product(a: jax.Array, b: jax.Array, stacked: int) -> jax.Array:
   """(layers..., in..., rank) x (layers..., rank, out...), by layer."""
   each = lambda a, b: jnp.tensordot(a, b, 1)
@@ -197,7 +206,7 @@ def make(config: Mapping[str, Any], source: Any) -> Task:
       f"task.of {inner['name']!r} can't be adapted: it has several players or"
       " slices its parameters; adapt a plain one, such as classify"
     )
-  rank, alpha = config.get("rank", 8), config.get("alpha")
+  rank, alpha = config.get("rank", RANK), config.get("alpha")
   if type(rank) is not int or rank < 1:
     raise UserError(f"task.rank={rank!r}: should be 1 or more")
   alpha = rank if alpha is None else alpha
