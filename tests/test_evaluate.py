@@ -133,6 +133,20 @@ def test_features_of_other_classes(classifier, scored, tmp_path):
   assert result["metrics"]["gallery"]["value"] == 12
 
 
+def test_nobody_is_asked_about_images_it_has_seen(classifier, scored, tmp_path):
+  """A folder without splits: a probe holds some out, neighbours alone do not."""
+  image = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 1), np.uint8)
+  photos(tmp_path / "photos", image)
+  command = (classifier, "--data", tmp_path / "photos", "--evals")
+  result = scored(*command, "knn(k=1),linear_probe(solver='ridge', l2=1.0)")
+  found = result["metrics"]
+  for name in ("knn", "linear_probe"):
+    assert found[f"{name}/gallery"]["value"] + found["probe"]["n"] == 40
+  assert result["data"]["split"] == "val" and found["probe"]["n"] < 20
+  alone = scored(*command, "knn(k=1)")["metrics"]
+  assert alone["knn1"]["n"] == alone["gallery"]["value"] == 40
+
+
 def test_by_image_and_patch_size(classifier, scored):
   result = scored(
     classifier, "--evals", "robustness(size=(8, 12), patch_size=(2, 4)),"

@@ -87,12 +87,12 @@ def evaluate(
       raise UserError(f"--evals {name}: no option {key!r}{nearest(key, known)}")
   bench, variables, step = workdir.restored(path)
   learned = bench.inputs[1]["image"].shape[1:]
-  # Of other splits than the evaluation's own nothing is amended.
-  plain, _ = _data(config["data"], {}, data, split, learned)
   two = any(
     hasattr(module, "DATA") and not getattr(module, "ALONE", False)
     for module in modules.values()
   )
+  # Of other splits than the evaluation's own nothing is amended.
+  plain, _ = _data(config["data"], {}, data, split, learned, two)
   group, split = _data(config["data"], own, data, split, learned, two)
   named = group.pop("source")
   source = sources.make(named, split=split, **group)
