@@ -134,7 +134,7 @@ def test_features_of_other_classes(classifier, scored, tmp_path):
 
 
 def test_nobody_is_asked_about_images_it_has_seen(classifier, scored, tmp_path):
-  """A folder without splits: a probe holds some out, neighbours alone do not."""
+  """Of a folder without splits a probe holds some out; neighbours don't."""
   image = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 1), np.uint8)
   photos(tmp_path / "photos", image)
   command = (classifier, "--data", tmp_path / "photos", "--evals")
