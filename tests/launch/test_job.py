@@ -1,7 +1,7 @@
 """Launching, whatever the engine: names, hosts, storage, refusals, sending."""
 
+import importlib
 import json
-import os
 import stat
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from vitscale.core import config as config_lib
 from vitscale.core import topology as topology_lib
 from vitscale.core.errors import UserError
 from vitscale.launch import job as job_lib
+from vitscale.launch.engines import ENGINES, OPTIONS
 
 
 @pytest.mark.parametrize(
@@ -249,8 +250,8 @@ def test_json_that_is_no_config(tmp_path, monkeypatch, text, spec, message):
     config_lib.load(spec)
 
 
-def test_the_command_line_knows_the_engines():
-  from vitscale.cli import launch as cli_launch
-
-  assert tuple(cli_launch.ENGINES.split("|")) == job_lib.ENGINES
-  assert os.environ.get("JAX_PLATFORMS") == "cpu"
+def test_every_option_of_the_command_is_some_engines():
+  takes = [
+    importlib.import_module(f"vitscale.launch.{name}").TAKES for name in ENGINES
+  ]
+  assert set(OPTIONS) == set().union(*takes)

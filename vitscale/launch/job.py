@@ -26,7 +26,6 @@ from typing import Any
 from vitscale.core import topology as topology_lib
 from vitscale.core.errors import UserError
 
-ENGINES = ("gcloud_tpu", "gke", "skypilot", "slurm")
 AGAIN = 75
 NAME_LENGTH = 40  # xpk's limit, the shortest of all
 # Folders that every machine has for itself.

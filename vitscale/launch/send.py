@@ -16,12 +16,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from vitscale.cli.launch import OPTIONS
 from vitscale.core import config as config_lib
 from vitscale.core import topology as topology_lib
 from vitscale.core.errors import UserError, nearest
 from vitscale.launch import job as job_lib
-from vitscale.launch.job import ENGINES, Job
+from vitscale.launch.engines import ENGINES, OPTIONS
+from vitscale.launch.job import Job
 
 
 def run(args: argparse.Namespace) -> tuple[dict[str, Any], int]:
