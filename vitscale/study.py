@@ -33,7 +33,7 @@ from vitscale.core.lock import hold
 from vitscale.core.log import read_json, write_json
 from vitscale.data import sources
 from vitscale.launch import board, local
-from vitscale.launch.job import ENGINES
+from vitscale.launch.engines import ENGINES
 from vitscale.launch.local import TRAIN, Interrupted
 
 LAUNCHERS = ("local", "slurm")
