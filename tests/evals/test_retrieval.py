@@ -10,6 +10,7 @@ from vitscale.bench import build
 from vitscale.core.errors import UserError
 from vitscale.evals.retrieval import Features, knn
 
+
 def some(n, d=6, classes=4, spread=1.0):
   """Other images for every n, whichever test asks and in whatever order."""
   rng = np.random.default_rng(n)
